@@ -1,0 +1,169 @@
+package azurekv
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// maxChallenge bounds a WWW-Authenticate value, in bytes. A claims challenge
+// is the longest that Entra sends, well under a kibibyte.
+const maxChallenge = 4096
+
+// vetter decides which authentication challenges reach azkeys.
+//
+// azkeys cuts the header up at spaces and equals signs, indexes into the
+// pieces (a short one panics) and asks for a token for whatever tenant it
+// finds. So nothing of the vault's own text gets through: a challenge that
+// names what the configuration expects is replaced by one of ours in the form
+// that azkeys reads, any other is an error.
+type vetter struct {
+	tenant      string   // lower-case GUID; empty: any (embedded vault only)
+	authorities []string // https origins, the first is handed on; nil: any https origin
+	resources   []string // https origins
+}
+
+var errChallenge = errors.New("vault's authentication challenge is malformed")
+
+// vet returns the one WWW-Authenticate value to hand on. values are all that
+// the vault sent; schemes other than Bearer are passed over. authorised says
+// whether the request carried a token: only then may claims be asked for.
+func (c vetter) vet(values []string, authorised bool) (string, error) {
+	params, err := bearer(values)
+	if err != nil {
+		return "", err
+	}
+	claims := params["error"] == "insufficient_claims"
+	var out []string
+	if params["authorization"] != "" || !claims {
+		authorization, err := c.authorization(params["authorization"])
+		if err != nil {
+			return "", err
+		}
+		resource, err := c.resource(params)
+		if err != nil {
+			return "", err
+		}
+		out = append(out, `authorization="`+authorization+`"`, `resource="`+resource+`"`)
+	}
+	if claims {
+		if !authorised || !isClaims(params["claims"]) {
+			return "", errors.New("vault's authentication challenge asks for claims out of turn or malformed")
+		}
+		out = append(out, `error="insufficient_claims"`, `claims="`+params["claims"]+`"`)
+	}
+	return "Bearer " + strings.Join(out, ", "), nil
+}
+
+// authorization accepts exactly authority/tenant and returns it in our
+// spelling.
+func (c vetter) authorization(s string) (string, error) {
+	i := strings.LastIndexByte(s, '/')
+	if i < 0 || !isGUID(s[i+1:]) {
+		return "", errors.New("vault's authentication challenge names no Entra tenant")
+	}
+	authority, tenant := s[:i], strings.ToLower(s[i+1:])
+	if c.tenant != "" && tenant != c.tenant {
+		return "", errors.New("vault's authentication challenge names another Entra tenant")
+	}
+	switch {
+	case c.authorities == nil:
+		if !isOrigin(authority) {
+			return "", errChallenge
+		}
+	case slices.Contains(c.authorities, authority):
+		authority = c.authorities[0]
+	default:
+		return "", errors.New("vault's authentication challenge names another authority")
+	}
+	return authority + "/" + tenant, nil
+}
+
+// resource accepts one of the expected resources, by the name of resource or
+// scope or both.
+func (c vetter) resource(params map[string]string) (string, error) {
+	resource, hasResource := params["resource"]
+	scope, hasScope := params["scope"]
+	scope = strings.TrimSuffix(scope, "/.default")
+	if !hasResource {
+		resource = scope
+	}
+	if !hasScope {
+		scope = resource
+	}
+	if resource != scope || !slices.Contains(c.resources, resource) {
+		return "", errors.New("vault's authentication challenge names another resource")
+	}
+	return resource, nil
+}
+
+func isOrigin(s string) bool {
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme == "https" && u.Hostname() != "" && s == "https://"+u.Host
+}
+
+// isClaims accepts what azcore decodes: a JSON object in standard base64.
+func isClaims(s string) bool {
+	b, err := base64.StdEncoding.DecodeString(s)
+	return err == nil && json.Valid(b) && b[0] == '{' && !strings.ContainsAny(s, "\r\n")
+}
+
+// bearer returns the parameters of the one Bearer challenge among values.
+func bearer(values []string) (map[string]string, error) {
+	var params map[string]string
+	for _, value := range values {
+		rest, ok := strings.CutPrefix(value, "Bearer ")
+		if !ok {
+			continue
+		}
+		if params != nil {
+			return nil, errors.New("vault sent several authentication challenges")
+		}
+		var err error
+		if params, err = parseParams(rest); err != nil {
+			return nil, err
+		}
+	}
+	if params == nil {
+		return nil, errors.New("vault sent no authentication challenge")
+	}
+	return params, nil
+}
+
+// parseParams parses name="value" pairs between commas, spaces or both; Key
+// Vault separates with ", ", others with either. A second scheme in the same
+// value does not parse. Values hold no quotes, backslashes or bytes outside
+// printable ASCII; names are [a-z_] and come once.
+func parseParams(s string) (map[string]string, error) {
+	if len(s) > maxChallenge {
+		return nil, errChallenge
+	}
+	params := make(map[string]string)
+	for s = strings.TrimSpace(s); s != ""; s = strings.TrimLeft(s, ", ") {
+		name, rest, ok := strings.Cut(s, `="`)
+		if !ok || name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_") != "" {
+			return nil, errChallenge
+		}
+		value, rest, ok := strings.Cut(rest, `"`)
+		if _, twice := params[name]; !ok || twice || !isPrintable(value) {
+			return nil, errChallenge
+		}
+		if rest != "" && rest[0] != ',' && rest[0] != ' ' {
+			return nil, errChallenge
+		}
+		params[name], s = value, rest
+	}
+	return params, nil
+}
+
+func isPrintable(s string) bool {
+	for _, c := range []byte(s) {
+		if c < ' ' || c > '~' || c == '\\' {
+			return false
+		}
+	}
+	return true
+}
