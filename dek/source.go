@@ -1,0 +1,212 @@
+package dek
+
+import (
+	"context"
+	"encoding/binary"
+	"hash/maphash"
+	"log/slog"
+	"time"
+
+	"github.com/keysidecar/keysidecar/cache"
+	"github.com/keysidecar/keysidecar/envelope"
+	"github.com/keysidecar/keysidecar/internal/secret"
+	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/tenant"
+)
+
+// cacheKey is where a proven DEK is kept.
+type cacheKey struct {
+	purpose envelope.Purpose
+	tenant  tenant.ID
+	id      envelope.ID
+}
+
+// flightKey is SHA-256 of a whole key block: a forged block with somebody's
+// DEK ID is a load of its own, and fails nobody else.
+type flightKey [32]byte
+
+type (
+	tenantKey = tenant.ID
+	tenantKEK = kek.Key
+)
+
+// held is an unwrapped DEK in the cache. The cache owns it.
+type held struct {
+	key   *secret.Key
+	info  Info
+	lease *lease
+}
+
+// Source hands out DEKs. It is safe for concurrent use.
+type Source struct {
+	cfg     Config
+	seed    maphash.Seed
+	keys    *cache.Cache[cacheKey, flightKey, *held]
+	actives *cache.Cache[tenantKey, tenantKey, *active]
+	mints   *cache.Cache[tenantKey, tenantKey, *active] // keeps nothing but flights and failures
+	leases  leases
+	views   views
+	minted  counter
+	failed  counter
+
+	stop    context.CancelFunc
+	stopped chan struct{}
+}
+
+// New returns a Source, and starts one goroutine that asks for new KEK
+// versions until Close. It asks no vault before the first use.
+func New(cfg Config) (*Source, error) {
+	if err := cfg.setDefaults(); err != nil {
+		return nil, err
+	}
+	s := &Source{cfg: cfg, seed: maphash.MakeSeed(), stopped: make(chan struct{})}
+	if err := s.makeCaches(); err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
+	go func() {
+		defer close(s.stopped)
+		s.poll(ctx)
+	}()
+	return s, nil
+}
+
+func (s *Source) makeCaches() (err error) {
+	s.keys, err = cache.New(cache.Config[cacheKey, flightKey, *held]{
+		Entries:         s.cfg.CacheEntries,
+		Hash:            func(k cacheKey) uint64 { return binary.BigEndian.Uint64(k.id[:8]) },
+		Group:           func(k cacheKey) string { return k.tenant.String() },
+		GroupShare:      s.cfg.TenantShare,
+		LoadTimeout:     s.cfg.LoadTimeout,
+		Release:         func(h *held) { h.key.Wipe() },
+		Stale:           func(h *held) bool { return h.lease.fenced.Load() },
+		NegativeTTL:     s.negativeTTL,
+		NegativeEntries: s.cfg.Negative.Entries,
+	})
+	if err != nil {
+		return err
+	}
+	byTenant := cache.Config[tenantKey, tenantKey, *active]{
+		Entries: s.cfg.CacheEntries,
+		Hash:    func(t tenantKey) uint64 { return maphash.String(s.seed, t.String()) },
+		Stale:   func(a *active) bool { return a.lease.fenced.Load() },
+	}
+	if s.actives, err = cache.New(byTenant); err != nil {
+		return err
+	}
+	byTenant.LoadTimeout = s.cfg.LoadTimeout
+	byTenant.NegativeTTL = s.negativeTTL
+	byTenant.NegativeEntries = s.cfg.Negative.Entries
+	byTenant.Stale = func(*active) bool { return true }
+	s.mints, err = cache.New(byTenant)
+	return err
+}
+
+// Close stops polling, waits for loads under way, and wipes every DEK that is
+// not in use; those are wiped when their last Ref is released.
+func (s *Source) Close() {
+	s.stop()
+	<-s.stopped
+	s.mints.Close()
+	s.actives.Close()
+	s.keys.Close()
+}
+
+// Ref is a counted reference to an unwrapped DEK. The key stays until Release.
+type Ref struct {
+	ref    cache.Ref[*held]
+	prefix []byte
+}
+
+// Key returns the DEK. It may not be used after Release.
+func (r Ref) Key() *secret.Key { return r.ref.Value().key }
+
+// Info names the DEK, and the KEK version that unwrapped it here.
+func (r Ref) Info() Info { return r.ref.Value().info }
+
+// BundlePrefix returns the bundle up to the envelope, for a Ref from ForSeal.
+// It is shared: the caller does not change it.
+func (r Ref) BundlePrefix() []byte { return r.prefix }
+
+// Release gives the reference back. It is called exactly once.
+func (r Ref) Release() { r.ref.Release() }
+
+// ForSeal returns a Ref on the tenant's active DEK, and counts one message of
+// n bytes against its usage limit. It mints a DEK if there is none that seals.
+// admit, which may be nil, is called before this caller costs a Key Vault
+// call; its error is returned as it is.
+func (s *Source) ForSeal(ctx context.Context, t *tenant.Entry, n int, admit func() error) (Ref, error) {
+	for {
+		a, err := s.active(ctx, t, admit)
+		if err != nil {
+			return Ref{}, err
+		}
+		if !a.charge(&s.cfg, n) {
+			if uint64(n) > s.cfg.MaxBytes {
+				return Ref{}, errOverLimit
+			}
+			continue // used up since: active mints the next
+		}
+		return s.refActive(ctx, a, admit)
+	}
+}
+
+// active returns an active DEK that may seal now.
+func (s *Source) active(ctx context.Context, t *tenant.Entry, admit func() error) (*active, error) {
+	a := s.current(t)
+	if a == nil {
+		return s.mintNow(ctx, t, nil, admit)
+	}
+	now := time.Now()
+	switch a.phase(&s.cfg, s.seed, now) {
+	case due:
+		if a.claimRetry(now) {
+			go s.mintAhead(t, a)
+		}
+	case wait:
+		next, err := s.mintNow(ctx, t, a, admit)
+		if err == nil {
+			return next, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if a.lease.fenced.Load() {
+			return nil, err
+		}
+		if a.claimRetry(time.Now()) {
+			s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting under the new KEK version, sealing on under the old", a.logAttrs(err)...)
+		}
+	case over:
+		return s.mintNow(ctx, t, a, admit)
+	}
+	return a, nil
+}
+
+// current returns the tenant's active DEK, or nil if there is none under the
+// KEK that the tenant has now.
+func (s *Source) current(t *tenant.Entry) *active {
+	ref, ok := s.actives.Get(t.ID)
+	if !ok {
+		return nil
+	}
+	defer ref.Release()
+	if a := ref.Value(); a.kek == t.KEKs[0] {
+		return a
+	}
+	return nil
+}
+
+func (s *Source) refActive(ctx context.Context, a *active, admit func() error) (Ref, error) {
+	key := cacheKey{envelope.PurposeSeal, a.tenant, a.info.ID}
+	if ref, ok := s.keys.Get(key); ok {
+		return Ref{ref, a.prefix}, nil
+	}
+	ref, err := s.load(ctx, key, a.kek, a.block, admit)
+	return Ref{ref, a.prefix}, err
+}
+
+// negativeTTL says how long a failed load is remembered. What failed on this
+// side of the vault is not.
+func (s *Source) negativeTTL(err error) time.Duration { return s.cfg.Negative.ttl(err) }
