@@ -1,0 +1,96 @@
+package sealer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/keysidecar/keysidecar/dek"
+	"github.com/keysidecar/keysidecar/envelope"
+	"github.com/keysidecar/keysidecar/internal/secret"
+	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/tenant"
+)
+
+// candidates makes the checks of SPEC.md on every key block, used or not, and
+// appends those that a KEK unwraps to dst. No check costs a Key Vault call.
+func (s *Sealer) candidates(dst []dek.Candidate, t *tenant.Entry, sealed *envelope.Sealed) ([]dek.Candidate, error) {
+	if err := sealed.CheckTenant(t.ID); err != nil {
+		return nil, fail(AuthenticationFailed, err)
+	}
+	for i := range sealed.Blocks() {
+		b := &sealed.Blocks()[i]
+		if b.Alg == envelope.AlgBranch {
+			continue
+		}
+		k, ok := t.KEK(b.KEKRef)
+		if !ok || envelope.Alg(k.Alg) != b.Alg {
+			return nil, fail(KEKNotAllowed, fmt.Errorf("block names KEK %q with algorithm %d", b.KEKRef, b.Alg))
+		}
+		if b.Kind == envelope.KindDEK {
+			dst = append(dst, dek.Candidate{Raw: sealed.RawBlock(i), KEK: k})
+		}
+	}
+	for i := range sealed.Blocks() {
+		if err := s.checkProof(&sealed.Blocks()[i]); err != nil {
+			return nil, err
+		}
+	}
+	return dst, nil
+}
+
+// checkProof verifies a proof if there is one: one that is present is never
+// ignored.
+func (s *Sealer) checkProof(b *envelope.Block) error {
+	signer, ok := b.Signer()
+	if !ok {
+		return nil
+	}
+	pub := s.cfg.Signers[signer]
+	if pub == nil {
+		return fail(AuthenticationFailed, fmt.Errorf("block is proved by %s, which is not pinned", signer))
+	}
+	if err := b.VerifyProof(pub); err != nil {
+		return fail(AuthenticationFailed, err)
+	}
+	return nil
+}
+
+// formatError gives the reason of an error of envelope.Parse.
+func formatError(err error) error {
+	if errors.Is(err, envelope.ErrUnsupported) {
+		return fail(UnsupportedFormat, err)
+	}
+	return fail(MalformedEnvelope, err)
+}
+
+var kekReasons = [...]Reason{
+	kek.Unreachable: KeyVaultUnreachable, kek.Rejected: AuthenticationFailed, kek.Disabled: KEKDisabled,
+	kek.NotFound: KEKNotFound, kek.Forbidden: KEKForbidden, kek.Throttled: KeyVaultThrottled, kek.Unusable: KEKForbidden,
+}
+
+// keyError gives the reason of an error of dek.Source. The caller's own
+// context error stays as it is, and so does an error that should not happen.
+func keyError(ctx context.Context, err error) error {
+	var own *Error
+	var remote *kek.Error
+	switch {
+	case errors.As(err, &own):
+		return own
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case errors.Is(err, dek.ErrMismatch):
+		return fail(AuthenticationFailed, err)
+	case errors.Is(err, dek.ErrNoBlock):
+		return fail(NeedsRegistry, err)
+	case errors.Is(err, dek.ErrNotRecorded):
+		return fail(AuditUnavailable, err)
+	case errors.Is(err, secret.ErrFull):
+		return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: err}
+	case errors.As(err, &remote):
+		return &Error{Reason: kekReasons[remote.Reason], RetryAfter: retryAfter(remote), cause: err}
+	case errors.Is(err, context.DeadlineExceeded): // the load's, not the caller's
+		return &Error{Reason: KeyVaultUnreachable, RetryAfter: retryUnreachable, cause: err}
+	}
+	return err
+}
