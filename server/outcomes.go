@@ -1,0 +1,92 @@
+package server
+
+//go:generate go test -run TestErrorsDocIsCurrent -update .
+
+import (
+	"google.golang.org/grpc/codes"
+
+	"github.com/keysidecar/keysidecar/sealer"
+)
+
+// outcome is a line of the one table from reasons to codes. docs/errors.md is
+// generated from it.
+type outcome struct {
+	code codes.Code
+	// retry says whether repeating the call can help, next what an operator
+	// does about it.
+	retry, next string
+}
+
+// What the retry column says.
+const (
+	never    = "no"
+	afterFix = "after the fix"
+	onInfo   = "yes, when RetryInfo says"
+)
+
+// outcomes has an entry for every reason of sealer.Reasons.
+var outcomes = [...]outcome{
+	sealer.Unauthenticated: {codes.Unauthenticated, afterFix,
+		"Find the request id in the log: it says which proof of identity was missing or refused."},
+	sealer.PermissionDenied: {codes.PermissionDenied, afterFix,
+		"The same answer is given for tenants that do not exist. Check the caller, the tenant and the verb against " +
+			"the policy; the log has all three."},
+	sealer.InvalidTenant: {codes.InvalidArgument, never,
+		"Fix the caller: 1 to 128 bytes of `[A-Za-z0-9._:-]`, first and last alphanumeric, no `..`. A tenant of a " +
+			"template has to match `[a-z][a-z0-9-]{1,22}[a-z0-9]`."},
+	sealer.UnknownTenant: {codes.NotFound, afterFix,
+		"Add the tenant to tenants.yaml, or correct the tenant that the caller sends."},
+	sealer.InvalidContext: {codes.InvalidArgument, never,
+		"Fix the caller: at most 32 pairs, keys 1 to 255 bytes, values at most 1,024 bytes, 8,192 bytes in all, no " +
+			"key that begins `keysidecar.`."},
+	sealer.MalformedEnvelope: {codes.InvalidArgument, never,
+		"The data was cut, re-encoded or never sealed. Compare its length and first bytes (`KSB` or `KSE`) with what " +
+			"was stored: text columns, base64 and size limits are the usual causes. `keysidecar inspect` shows the rest."},
+	sealer.UnsupportedFormat: {codes.FailedPrecondition, afterFix,
+		"A newer release sealed this. Upgrade this sidecar."},
+	sealer.AuthenticationFailed: {codes.InvalidArgument, never,
+		"Tenant and encryption context have to be those given to Seal, byte for byte; a row that was copied or renamed " +
+			"does not open. If they are right, the data was altered. Nothing more is told, on purpose."},
+	sealer.UnknownDEK: {codes.NotFound, afterFix,
+		"The registry has no such data key. Check that this sidecar uses the registry that the data was sealed with, " +
+			"and whether it was restored from a backup older than the data."},
+	sealer.KEKNotAllowed: {codes.FailedPrecondition, afterFix,
+		"The data names a KEK (or algorithm) that tenants.yaml does not list for the tenant. A KEK is never removed " +
+			"while data names it: put it back with `retired: true`. If it was never the tenant's, treat the data as planted."},
+	sealer.KEKDisabled: {codes.FailedPrecondition, afterFix,
+		"Somebody disabled the KEK version, or it is not yet or no longer valid. If that was not meant, enable it in " +
+			"the vault; data opens again by itself. `keysidecar inspect` shows the version that the data needs."},
+	sealer.KEKNotFound: {codes.FailedPrecondition, afterFix,
+		"Check the key's URL in the configuration. If the key was deleted, recover it in the vault before its " +
+			"retention ends: without it the data is lost."},
+	sealer.KEKForbidden: {codes.FailedPrecondition, onInfo,
+		"Give the sidecar's identity `Key Vault Crypto User` (or wrap and unwrap) on the key. A new role assignment " +
+			"takes Azure about ten minutes."},
+	sealer.Residency: {codes.FailedPrecondition, never,
+		"Call a sidecar in one of the tenant's regions, or correct the tenant's regions in tenants.yaml."},
+	sealer.KeyVaultThrottled: {codes.Unavailable, onInfo,
+		"The vault answers 429. Look at its metrics and at what else uses it; docs/operations.md has the arithmetic."},
+	sealer.KeyVaultUnreachable: {codes.Unavailable, onInfo,
+		"The log names the vault and the cause: DNS, firewall, private endpoint, token, TLS, 5xx. Tenants whose keys " +
+			"are cached go on."},
+	sealer.OutageGraceOver: {codes.Unavailable, onInfo,
+		"As KEY_VAULT_UNREACHABLE, for longer than the tenant's outage_grace allows. Restore the path to the vault."},
+	sealer.RegistryUnreachable: {codes.Unavailable, onInfo,
+		"The log names the cause. Check the database and the network policy between it and the sidecar."},
+	sealer.NeedsRegistry: {codes.FailedPrecondition, afterFix,
+		"The data was sealed with a registry. Configure it here, or send the data to a sidecar that has it."},
+	sealer.AuditUnavailable: {codes.Unavailable, onInfo,
+		"Check the audit directory: space, mode, owner. Nothing is done that cannot be recorded."},
+	sealer.TenantSuspended: {codes.FailedPrecondition, afterFix,
+		"Somebody suspended the tenant; the audit log says who. `keysidecar tenant resume` ends it."},
+	sealer.TenantShredded: {codes.FailedPrecondition, never,
+		"The tenant's keys were destroyed on purpose. Its data cannot be opened."},
+	sealer.TooLarge: {codes.ResourceExhausted, never,
+		"Split the data, or raise the unary limit together with the memory for it."},
+	sealer.RateLimited: {codes.ResourceExhausted, onInfo,
+		"Find out why this caller asks so much before raising its limit."},
+	sealer.Overloaded: {codes.ResourceExhausted, onInfo,
+		"Too many bytes are under way. Spread the load, or give the sidecar more memory."},
+	sealer.Draining: {codes.Unavailable, onInfo,
+		"The sidecar is stopping. Nothing to do, unless none comes back."},
+}
