@@ -1,0 +1,96 @@
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/keysidecar/keysidecar/dek"
+)
+
+// pulled collects figures that other packages keep. All of one scrape come from
+// one snapshot.
+type pulled struct {
+	cfg                        Config
+	figures                    []figure
+	loads, mints, level, inUse *prometheus.Desc
+}
+
+var _ prometheus.Collector = (*pulled)(nil)
+
+// figure is a metric that is read from a snapshot.
+type figure struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	read func(dek.Stats) float64
+}
+
+func counter(name, help string, read func(dek.Stats) uint64) figure {
+	return figure{prometheus.NewDesc(name, help, nil, nil), prometheus.CounterValue,
+		func(s dek.Stats) float64 { return float64(read(s)) }}
+}
+
+func gauge(name, help string, read func(dek.Stats) int) figure {
+	return figure{prometheus.NewDesc(name, help, nil, nil), prometheus.GaugeValue,
+		func(s dek.Stats) float64 { return float64(read(s)) }}
+}
+
+func newPulled(cfg Config) *pulled {
+	byLabel := func(name, help, label string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, []string{label}, nil)
+	}
+	return &pulled{
+		cfg:     cfg,
+		figures: figures(),
+		loads:   byLabel(nameCacheLoads, "Unwraps by how they ended.", labelResult),
+		mints:   byLabel(nameMints, "Mints of DEKs by how they ended.", labelResult),
+		level: byLabel(nameMemoryLevel,
+			"Always 1; the label says how unwrapped DEKs are kept: heap, locked or memfd_secret.", labelLevel),
+		inUse: prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
+	}
+}
+
+func figures() []figure {
+	return []figure{
+		gauge(nameActive, "DEKs that new data is sealed with.", func(s dek.Stats) int { return s.Active }),
+		gauge(nameCached, "DEKs that are unwrapped in memory.", func(s dek.Stats) int { return s.Cached }),
+		counter(nameCacheHits, "Operations that found their DEK unwrapped.",
+			func(s dek.Stats) uint64 { return s.Keys.Hits }),
+		counter(nameCacheMisses, "Operations that did not.", func(s dek.Stats) uint64 { return s.Keys.Misses }),
+		counter(nameCacheNegative, "Misses answered by a failure that is still remembered.",
+			func(s dek.Stats) uint64 { return s.Keys.NegativeHits }),
+		counter(nameCacheEvicted, "DEKs that made room for others.", func(s dek.Stats) uint64 { return s.Keys.Evictions }),
+		gauge(nameCacheInFlight, "Unwraps under way.", func(s dek.Stats) int { return s.Keys.InFlight }),
+	}
+}
+
+// Describe sends the descriptors of every metric that Collect may send.
+func (p *pulled) Describe(ch chan<- *prometheus.Desc) {
+	for _, f := range p.figures {
+		ch <- f.desc
+	}
+	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse} {
+		ch <- d
+	}
+}
+
+// Collect takes a snapshot and sends it.
+func (p *pulled) Collect(ch chan<- prometheus.Metric) {
+	if p.cfg.DEKs != nil {
+		p.collectDEKs(ch, p.cfg.DEKs())
+	}
+	if p.cfg.Slab != nil {
+		ch <- prometheus.MustNewConstMetric(p.level, prometheus.GaugeValue, 1, p.cfg.Slab.Level().String())
+		ch <- prometheus.MustNewConstMetric(p.inUse, prometheus.GaugeValue, float64(p.cfg.Slab.InUse()))
+	}
+}
+
+func (p *pulled) collectDEKs(ch chan<- prometheus.Metric, s dek.Stats) {
+	for _, f := range p.figures {
+		ch <- prometheus.MustNewConstMetric(f.desc, f.kind, f.read(s))
+	}
+	byResult := func(d *prometheus.Desc, ok, failed uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(ok), "ok")
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(failed), "failed")
+	}
+	byResult(p.loads, s.Keys.Loads-min(s.Keys.LoadErrors, s.Keys.Loads), s.Keys.LoadErrors)
+	byResult(p.mints, s.Minted, s.MintsFailed)
+}
