@@ -1,0 +1,100 @@
+package config
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// MaxProblems is how many problems an Error names at most.
+const MaxProblems = 10
+
+// Error is what Load and LoadTenants return for files that are not right.
+type Error struct {
+	// Problems are 1 to MaxProblems, by file and position.
+	Problems []Problem
+}
+
+// Error returns the problems, one a line.
+func (e *Error) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.String()
+	}
+	if len(lines) == MaxProblems {
+		lines = append(lines, "there may be more")
+	}
+	return strings.Join(lines, "\n")
+}
+
+// Problem is one thing wrong with a file.
+type Problem struct {
+	// File is its path.
+	File string
+	// Line and Column count from 1; 0 where none is known.
+	Line, Column int
+	// Path is the field, such as "limits.unary_bytes" or "keks[3].url". It
+	// is empty where the problem is the file.
+	Path string
+	// Text says what is wrong.
+	Text string
+}
+
+// String returns "file:line:column: path: text", without what is not known.
+func (p Problem) String() string {
+	s := p.File
+	if p.Line > 0 {
+		s += ":" + strconv.Itoa(p.Line)
+		if p.Column > 0 {
+			s += ":" + strconv.Itoa(p.Column)
+		}
+	}
+	if p.Path != "" {
+		s += ": " + p.Path
+	}
+	return s + ": " + p.Text
+}
+
+// problems collects up to MaxProblems of them.
+type problems []Problem
+
+func (ps *problems) full() bool { return len(*ps) >= MaxProblems }
+
+func (ps *problems) add(p Problem) {
+	if !ps.full() && !slices.Contains(*ps, p) {
+		*ps = append(*ps, p)
+	}
+}
+
+// err returns nil if there are none.
+func (ps *problems) err() error {
+	if len(*ps) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(*ps, func(a, b Problem) int {
+		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
+	})
+	return &Error{Problems: *ps}
+}
+
+// path is where in a file a value is. It is a list so that a large file costs
+// no strings.
+type path struct {
+	up    *path
+	key   string // of a mapping, "" in a sequence
+	index int
+}
+
+func (p *path) String() string {
+	switch {
+	case p == nil:
+		return ""
+	case p.key == "":
+		return fmt.Sprintf("%s[%d]", p.up, p.index)
+	case p.up == nil:
+		return p.key
+	}
+	return p.up.String() + "." + p.key
+}

@@ -1,0 +1,168 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/tenant"
+)
+
+// Tenants is a tenants file, loaded and checked.
+type Tenants struct {
+	// Path is the file's path.
+	Path string
+	// Config is what the file says.
+	Config tenant.Config
+	// Directory is the directory made from Config.
+	Directory *tenant.Directory
+
+	kekLines  []int // where each of Config.KEKs begins
+	ruleLines []int // where each of Config.Tenants begins
+}
+
+// tenantsFile is tenants.yaml: which tenants there are, and which KEKs. It is
+// read at start and again on a reload.
+type tenantsFile struct {
+	// APIVersion names this format.
+	APIVersion string `yaml:"apiVersion" enum:"keysidecar/v1" required:"true"`
+	// KEKs are all KEKs that there ever were. A KEK is never removed and its
+	// URL and alg never change, because sealed data names its ref: it is
+	// retired instead.
+	KEKs []kekEntry `yaml:"keks" required:"true"`
+	// Tenants are the rules by which a tenant ID finds its KEKs. The rule of
+	// exactly this ID wins, then that of the longest prefix.
+	Tenants []tenantEntry `yaml:"tenants" required:"true"`
+}
+
+// kekEntry is an element of "keks".
+type kekEntry struct {
+	// Ref is the KEK's name in sealed data, for ever: 1 to 63 of [a-z0-9-],
+	// the last a letter or digit.
+	Ref string `yaml:"ref" required:"true" example:"acme"`
+	// URL is "https://host/keys/name", without a version. The host has to be
+	// one of the cloud's or of key_vault.hosts. "{tenant}" may stand once, as
+	// the vault's name or the key's name or a part of it; then there is one
+	// key for each tenant, and a tenant ID has to match
+	// [a-z][a-z0-9-]{1,22}[a-z0-9] without "--" and to give a legal vault
+	// name of 3 to 24 characters. Two KEKs may not have the same URL.
+	URL string `yaml:"url" required:"true" example:"https://kv-acme.vault.azure.net/keys/kek"`
+	// Alg is the wrapping algorithm: RSA-OAEP-256 for an RSA key, A256KW for
+	// an oct key. RSA wrapping authenticates nobody; A256KW does.
+	Alg string `yaml:"alg" required:"true" enum:"RSA-OAEP-256 A256KW" example:"RSA-OAEP-256"`
+	// Region is where the vault is, in your own words, for the tenants'
+	// "regions". Empty: not stated.
+	Region string `yaml:"region" example:"westeurope" show:"true"`
+	// Credential is the name of one of key_vault.credentials.
+	Credential string `yaml:"credential" required:"true" example:"main"`
+	// EntraTenant is the Entra tenant ID, a GUID in lower case, that the
+	// vault belongs to. No token goes to a vault that asks for another.
+	EntraTenant string `yaml:"entra_tenant" required:"true" example:"11111111-2222-3333-4444-555555555555"`
+	// Retired says that nothing new is wrapped with this KEK: it may stand in
+	// "also_opens" only.
+	Retired bool `yaml:"retired"`
+}
+
+// tenantEntry is an element of "tenants".
+type tenantEntry struct {
+	// ID is the tenant ID, for a rule about one tenant. Tenant IDs are
+	// written in clear in sealed data and logs.
+	ID string `yaml:"id" example:"acme" show:"true"`
+	// Prefix is what the tenant IDs begin with, instead of id, for a rule
+	// about many. "" is all of them: then every ID is a tenant.
+	Prefix *string `yaml:"prefix" example:"c-"`
+	// KEK is the ref of the KEK that new DEKs are wrapped with.
+	KEK string `yaml:"kek" required:"true" example:"acme"`
+	// AlsoOpens are the refs of other KEKs, 15 at most, that the tenant's
+	// data may be wrapped with. Empty: kek only.
+	AlsoOpens []string `yaml:"also_opens" example:"acme-2024"`
+	// Regions are where the tenant's data may be processed. Every KEK of the
+	// rule has to be in one of them, and a sidecar elsewhere refuses. Empty:
+	// anywhere.
+	Regions []string `yaml:"regions" example:"westeurope" show:"true"`
+	// State is "active", or "suspended": nothing is sealed or unsealed.
+	State string `yaml:"state" enum:"active suspended" default:"active"`
+}
+
+// loadTenants returns nil if there are problems.
+func loadTenants(name string, c *Config, ps *problems) *Tenants {
+	data := readFile(name, MaxTenantsFile, ps)
+	if len(*ps) > 0 {
+		return nil
+	}
+	return parseTenants(name, data, c, ps)
+}
+
+func parseTenants(name string, data []byte, c *Config, ps *problems) *Tenants {
+	f := parse(name, data, ps)
+	var tf tenantsFile
+	f.decode(&tf)
+	if len(*ps) > 0 {
+		return nil
+	}
+	t := &Tenants{Path: name, Config: tf.config(c), kekLines: lines(f, "keks"), ruleLines: lines(f, "tenants")}
+	d, err := tenant.New(t.Config)
+	var bad *tenant.ConfigError
+	if errors.As(err, &bad) {
+		for _, m := range bad.Mistakes {
+			f.addf(m.Path, "%s", m.Text)
+		}
+	} else if err != nil {
+		f.addf("", "%s", err)
+	}
+	c.checkTenants(f, &t.Config)
+	t.Directory = d
+	return t
+}
+
+// config returns what the file says, and what c adds to it.
+func (tf *tenantsFile) config(c *Config) tenant.Config {
+	out := tenant.Config{
+		Hosts:         c.KeyVault.AllowedHosts(),
+		TemplateCache: c.Cache.Entries,
+		KEKs:          make([]tenant.KEK, len(tf.KEKs)),
+		Tenants:       make([]tenant.Rule, len(tf.Tenants)),
+	}
+	for i, k := range tf.KEKs {
+		alg, err := kek.ParseAlg(k.Alg)
+		if err != nil {
+			panic("config: internal error: alg: " + err.Error()) // the enum tag lists kek's names
+		}
+		out.KEKs[i] = tenant.KEK{Ref: k.Ref, URL: k.URL, Alg: alg, Region: k.Region, Credential: k.Credential,
+			EntraTenant: k.EntraTenant, Retired: k.Retired}
+	}
+	for i, t := range tf.Tenants {
+		out.Tenants[i] = tenant.Rule{ID: t.ID, Prefix: t.Prefix, KEK: t.KEK, AlsoOpens: t.AlsoOpens,
+			Regions: t.Regions, Suspended: t.State == "suspended"}
+	}
+	return out
+}
+
+// lines returns where the elements of a list of the file begin.
+func lines(f *file, key string) []int {
+	list := find(f.root, key)
+	out := make([]int, len(list.Content))
+	for i, n := range list.Content {
+		out[i] = n.Line
+	}
+	return out
+}
+
+// checkTenants checks t against what only c knows.
+func (c *Config) checkTenants(f *file, t *tenant.Config) {
+	for i, k := range t.KEKs {
+		j := slices.IndexFunc(c.KeyVault.Credentials, func(cred Credential) bool { return cred.Name == k.Credential })
+		if j < 0 {
+			f.addf(fmt.Sprintf("keks[%d].credential", i), "%q is not the name of one of key_vault.credentials", k.Credential)
+		} else if !c.KeyVault.Credentials[j].reaches(k.EntraTenant) {
+			f.addf(fmt.Sprintf("keks[%d].entra_tenant", i), "is neither tenant_id nor one of allowed_tenants of credential %s", k.Credential)
+		}
+	}
+	for i, r := range t.Tenants {
+		if len(r.Regions) > 0 && c.Region == "" {
+			f.addf(fmt.Sprintf("tenants[%d].regions", i), "needs the sidecar's own region in config.yaml")
+			return
+		}
+	}
+}
