@@ -1,0 +1,62 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/spf13/cobra"
+
+	"github.com/keysidecar/keysidecar/config"
+	"github.com/keysidecar/keysidecar/internal/secret"
+	"github.com/keysidecar/keysidecar/sidecar"
+)
+
+func (a *app) serve() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Run the sidecar until SIGTERM, then drain",
+		RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := config.Load(a.config)
+			if err != nil {
+				return permanent(err)
+			}
+			return a.runServe(c.Context(), cfg)
+		},
+	}
+}
+
+func (a *app) runServe(ctx context.Context, cfg *config.Config) error {
+	log, err := a.configuredLogger(cfg.Log)
+	if err != nil {
+		return permanent(err)
+	}
+	if err := secret.HardenProcess(); err != nil {
+		return permanent(fmt.Errorf("keeping this process out of core dumps: %w", err))
+	}
+	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version})
+	if err != nil {
+		return permanent(err)
+	}
+	err = s.Run(ctx)
+	if closeErr := s.Close(); err == nil {
+		err = closeErr
+	}
+	if err != nil {
+		return tryAgain(err)
+	}
+	return nil
+}
+
+// configuredLogger returns the logger to standard error that cfg asks for.
+func (a *app) configuredLogger(cfg config.Log) (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(cfg.Level)); err != nil {
+		return nil, fmt.Errorf("log.level: %w", err)
+	}
+	options := &slog.HandlerOptions{Level: level}
+	if cfg.Format == "text" {
+		return slog.New(slog.NewTextHandler(a.err, options)), nil
+	}
+	return slog.New(slog.NewJSONHandler(a.err, options)), nil
+}
