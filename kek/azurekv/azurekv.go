@@ -134,7 +134,7 @@ func New(cfg Config) (*Vaults, error) {
 		return nil, err
 	}
 	for _, host := range cfg.Hosts {
-		if u, err := url.Parse("https://" + host); err != nil || u.Host != host || u.Hostname() == "" || host != strings.ToLower(host) {
+		if !isHost(host) {
 			return nil, fmt.Errorf("vault host %q is not host or host:port in lower case", host)
 		}
 	}
@@ -294,7 +294,7 @@ func (v *Vaults) newClient(p place, id clientKey) (*azkeys.Client, error) {
 		PerRetryPolicies: []policy.Policy{recorder{v}},
 		// One layer of retries per hop. A Retry-After beyond MaxRetryDelay
 		// comes back at once, for the pacer to decide on.
-		Retry:     policy.RetryOptions{MaxRetries: 1, TryTimeout: 1500 * time.Millisecond, MaxRetryDelay: 5 * time.Second},
+		Retry:     policy.RetryOptions{MaxRetries: 1, TryTimeout: 1500 * time.Millisecond, MaxRetryDelay: 500 * time.Millisecond},
 		Transport: g,
 	}})
 	if err != nil {

@@ -4,7 +4,6 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"net/url"
 	"slices"
 	"strings"
 )
@@ -22,7 +21,7 @@ const maxChallenge = 4096
 // that azkeys reads, any other is an error.
 type vetter struct {
 	tenant      string   // lower-case GUID; empty: any (embedded vault only)
-	authorities []string // https origins, the first is handed on; nil: any https origin
+	authorities []string // https origins; the first is handed on for any of them
 	resources   []string // https origins
 }
 
@@ -69,17 +68,10 @@ func (c vetter) authorization(s string) (string, error) {
 	if c.tenant != "" && tenant != c.tenant {
 		return "", errors.New("vault's authentication challenge names another Entra tenant")
 	}
-	switch {
-	case c.authorities == nil:
-		if !isOrigin(authority) {
-			return "", errChallenge
-		}
-	case slices.Contains(c.authorities, authority):
-		authority = c.authorities[0]
-	default:
+	if !slices.Contains(c.authorities, authority) {
 		return "", errors.New("vault's authentication challenge names another authority")
 	}
-	return authority + "/" + tenant, nil
+	return c.authorities[0] + "/" + tenant, nil
 }
 
 // resource accepts one of the expected resources, by the name of resource or
@@ -98,11 +90,6 @@ func (c vetter) resource(params map[string]string) (string, error) {
 		return "", errors.New("vault's authentication challenge names another resource")
 	}
 	return resource, nil
-}
-
-func isOrigin(s string) bool {
-	u, err := url.Parse(s)
-	return err == nil && u.Scheme == "https" && u.Hostname() != "" && s == "https://"+u.Host
 }
 
 // isClaims accepts what azcore decodes: a JSON object in standard base64.

@@ -35,7 +35,7 @@ func findCloud(name string) (cloudSpec, error) {
 	case "", CloudPublic:
 		return cloudSpec{
 			suffixes:    []string{"vault.azure.net", "managedhsm.azure.net"},
-			authorities: []string{"https://login.microsoftonline.com", "https://login.windows.net"},
+			authorities: publicAuthorities(),
 			entra:       cloud.AzurePublic,
 		}, nil
 	case CloudUSGovernment:
@@ -54,23 +54,29 @@ func findCloud(name string) (cloudSpec, error) {
 	return cloudSpec{}, fmt.Errorf("cloud %q is not public, us_government or china", name)
 }
 
+// publicAuthorities are also what the embedded vault names.
+func publicAuthorities() []string {
+	return []string{"https://login.microsoftonline.com", "https://login.windows.net"}
+}
+
 // place is where a vault is: what may be asked there and what it may ask for.
 type place struct {
 	host        string   // host or host:port, as in the URL
 	dev         bool     // the embedded vault
 	resources   []string // the token resources that the vault may name
-	authorities []string // the origins that the vault may name; nil: any (embedded vault only)
+	authorities []string // the origins of Entra that the vault may name
 }
 
 // locate finds out whether we may talk to a vault at all.
 func (v *Vaults) locate(vault string) (place, error) {
 	host, ok := strings.CutPrefix(vault, "https://")
 	u, err := url.Parse(vault)
-	if !ok || err != nil || u.Host != host || u.Hostname() == "" || host != strings.ToLower(host) {
+	if !ok || !isHost(host) || err != nil {
 		return place{}, fmt.Errorf("vault %q is not https://host or https://host:port in lower case", vault)
 	}
 	if d := v.cfg.DevVault; d != nil && isChild(u.Hostname(), d.Suffix) {
-		return place{host: host, dev: true, resources: []string{"https://" + withPort(d.Suffix, u.Port())}}, nil
+		resource := "https://" + withPort(d.Suffix, u.Port())
+		return place{host: host, dev: true, resources: []string{resource}, authorities: publicAuthorities()}, nil
 	}
 	for _, suffix := range v.cloud.suffixes {
 		if isChild(host, suffix) {
@@ -81,6 +87,12 @@ func (v *Vaults) locate(vault string) (place, error) {
 		return place{host: host, resources: parents(u), authorities: v.cloud.authorities}, nil
 	}
 	return place{}, fmt.Errorf("vault host %q is not in the configured cloud and not listed", host)
+}
+
+// isHost accepts host and host:port, in lower case.
+func isHost(s string) bool {
+	u, err := url.Parse("https://" + s)
+	return err == nil && u.Host == s && u.Hostname() != "" && s == strings.ToLower(s)
 }
 
 // isChild reports whether host is one DNS label below suffix.

@@ -114,7 +114,8 @@ func (cfg *CredentialConfig) check() error {
 	case DevVaultToken:
 		required = []string{token}
 	default:
-		return fmt.Errorf("credential type %q is not workload_identity, managed_identity, client_certificate or devvault", cfg.Type)
+		return fmt.Errorf("credential type %q is not workload_identity, managed_identity, client_certificate or devvault",
+			cfg.Type)
 	}
 	fields := map[string]string{tenant: cfg.TenantID, client: cfg.ClientID, token: cfg.TokenFile, cert: cfg.CertificateFile}
 	for _, name := range required {

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -30,6 +31,13 @@ func parseURL(t *testing.T, s string) *url.URL {
 		t.Fatal(err)
 	}
 	return u
+}
+
+// failed reports whether err is a *kek.Error for reason. kek.ReasonOf takes a
+// nil error for Unreachable.
+func failed(err error, reason kek.Reason) bool {
+	e, ok := errors.AsType[*kek.Error](err)
+	return ok && e.Reason == reason
 }
 
 // rsaCertificate writes a self-signed RSA certificate and its key, in PEM.

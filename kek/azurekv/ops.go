@@ -253,7 +253,9 @@ func (v *Vaults) unwrap(ctx context.Context, k kek.Key, version kek.Version, wra
 
 // unwrapRemote asks the vault and wipes what it can of the answer. The SDK's
 // JSON decoder and the connection keep copies that nobody can reach.
-func unwrapRemote(ctx context.Context, client *azkeys.Client, k kek.Key, version kek.Version, wrapped []byte, dek *[kek.Size]byte) error {
+func unwrapRemote(
+	ctx context.Context, client *azkeys.Client, k kek.Key, version kek.Version, wrapped []byte, dek *[kek.Size]byte,
+) error {
 	var raw *http.Response
 	ctx = policy.WithCaptureResponse(ctx, &raw)
 	resp, err := client.UnwrapKey(ctx, k.Name, version.String(), parameters(k.Alg, wrapped), nil)

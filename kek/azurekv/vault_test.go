@@ -106,10 +106,10 @@ func TestRefusalIsRemembered(t *testing.T) {
 	wrapped := h.wrapped(t)
 	h.owner().Disable(t, h.version)
 	h.wrapped(t)
-	if err := h.tryUnwrap(t.Context(), wrapped); kek.ReasonOf(err) != kek.Disabled {
+	if err := h.tryUnwrap(t.Context(), wrapped); !failed(err, kek.Disabled) {
 		t.Fatalf("unwrap: %v", err)
 	}
-	if _, err := h.Wrap(t.Context(), h.key, h.version, new([kek.Size]byte)); kek.ReasonOf(err) != kek.Disabled {
+	if _, err := h.Wrap(t.Context(), h.key, h.version, new([kek.Size]byte)); !failed(err, kek.Disabled) {
 		t.Errorf("wrap: %v", err)
 	}
 }
@@ -142,7 +142,7 @@ func testValidity(t *testing.T, alg kek.Alg) {
 			t.Errorf("%s: newest is %s, %v, want %s", step.name, got, err, step.want)
 		}
 		_, err := h.Wrap(t.Context(), h.key, newer, new([kek.Size]byte))
-		if ok := step.want == newer; (err == nil) != ok || !ok && kek.ReasonOf(err) != kek.Disabled {
+		if ok := step.want == newer; (err == nil) != ok || !ok && !failed(err, kek.Disabled) {
 			t.Errorf("%s: wrap: %v", step.name, err)
 		}
 	}
@@ -150,7 +150,7 @@ func testValidity(t *testing.T, alg kek.Alg) {
 	if err := h.server.SetAttributes(vaultName, h.key.Name, h.version.String(), a); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Newest(t.Context(), h.key); kek.ReasonOf(err) != kek.Disabled {
+	if _, err := h.Newest(t.Context(), h.key); !failed(err, kek.Disabled) {
 		t.Errorf("newest when all are expired: %v", err)
 	}
 	if err := h.tryUnwrap(t.Context(), wrapped); err != nil {
@@ -215,6 +215,37 @@ func TestFaults(t *testing.T) {
 	}
 }
 
+// TestChallengeFaults damages the challenge to a cold client.
+func TestChallengeFaults(t *testing.T) {
+	s := openServer(t)
+	b := open(t, s, azurekv.Config{}, kek.A256KW)
+	wrapped := b.wrapped(t)
+	for kind, ok := range map[devvault.FaultKind]bool{
+		devvault.FaultChallengeMissing:   false,
+		devvault.FaultChallengeNoPath:    false,
+		devvault.FaultChallengeNoTenant:  false,
+		devvault.FaultChallengeAuthority: false,
+		devvault.FaultChallengeTenant:    false,
+		devvault.FaultChallengeResource:  false,
+		// azkeys cannot read this one; what it gets is ours.
+		devvault.FaultChallengeNoSpace: true,
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			h := open(t, s, azurekv.Config{}, kek.A256KW)
+			h.key, h.version = b.key, b.version
+			h.inject(t, devvault.Fault{Kind: kind})
+			before := h.asked()
+			err := h.tryUnwrap(t.Context(), wrapped)
+			if (err == nil) != ok || err != nil && !failed(err, kek.Unreachable) {
+				t.Errorf("got %v", err)
+			}
+			if !ok && h.asked() != before {
+				t.Error("request with a token got out")
+			}
+		})
+	}
+}
+
 // TestRetry has a vault fail once: the SDK's one retry hides it.
 func TestRetry(t *testing.T) {
 	for _, f := range []devvault.Fault{
@@ -238,7 +269,7 @@ func TestRetryAfterIsNotWaitedFor(t *testing.T) {
 	h.server.ResetCounters()
 	h.inject(t, devvault.Fault{Kind: devvault.FaultStatus, RetryAfter: time.Second})
 	err := h.tryUnwrap(t.Context(), wrapped)
-	if d := kek.RetryAfterOf(err); kek.ReasonOf(err) != kek.Throttled || d != time.Second {
+	if d := kek.RetryAfterOf(err); !failed(err, kek.Throttled) || d != time.Second {
 		t.Errorf("got %v, retry after %s", err, d)
 	}
 	if n := h.server.Counters().Kinds[devvault.CountThrottled]; n != 1 {
@@ -272,7 +303,7 @@ func TestHang(t *testing.T) {
 	defer cancel()
 	start := time.Now()
 	err := h.tryUnwrap(ctx, wrapped)
-	if kek.ReasonOf(err) != kek.Unreachable || !errors.Is(err, context.DeadlineExceeded) {
+	if !failed(err, kek.Unreachable) || !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("got %v", err)
 	}
 	if d := time.Since(start); d > time.Second {
@@ -315,6 +346,20 @@ func TestColdCalls(t *testing.T) {
 	}
 }
 
+func TestImpossibleLengthAsksNobody(t *testing.T) {
+	for alg, length := range map[kek.Alg]int{kek.RSAOAEP256: 256, kek.A256KW: 40} {
+		h := open(t, openServer(t), azurekv.Config{}, alg)
+		for _, n := range []int{0, length - 1, length + 1, 296} {
+			if err := h.tryUnwrap(t.Context(), make([]byte, n)); !failed(err, kek.Rejected) {
+				t.Errorf("%s, %d bytes: %v", alg, n, err)
+			}
+		}
+		if n := h.asked(); n != 0 {
+			t.Errorf("%s: %d requests", alg, n)
+		}
+	}
+}
+
 func TestOtherPaddingIsRejected(t *testing.T) {
 	h := open(t, openServer(t), azurekv.Config{}, kek.RSAOAEP256)
 	pub := h.public(t, h.version)
@@ -323,7 +368,7 @@ func TestOtherPaddingIsRejected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.tryUnwrap(t.Context(), wrapped); kek.ReasonOf(err) != kek.Rejected {
+	if err := h.tryUnwrap(t.Context(), wrapped); !failed(err, kek.Rejected) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -332,12 +377,12 @@ func TestKeyOps(t *testing.T) {
 	s := openServer(t)
 	for _, op := range []string{"wrapKey", "unwrapKey"} {
 		h := open(t, s, azurekv.Config{}, kek.A256KW, op)
-		if _, err := h.Newest(t.Context(), h.key); kek.ReasonOf(err) != kek.Unusable {
+		if _, err := h.Newest(t.Context(), h.key); !failed(err, kek.Unusable) {
 			t.Errorf("key that can only %s: %v", op, err)
 		}
 	}
 	h := open(t, s, azurekv.Config{}, kek.A256KW, "wrapKey")
-	if err := h.tryUnwrap(t.Context(), h.wrapped(t)); kek.ReasonOf(err) != kek.Unusable {
+	if err := h.tryUnwrap(t.Context(), h.wrapped(t)); !failed(err, kek.Unusable) {
 		t.Errorf("unwrap: %v", err)
 	}
 }
@@ -348,10 +393,10 @@ func TestDeleted(t *testing.T) {
 	if err := h.server.Delete(vaultName, h.key.Name); err != nil {
 		t.Fatal(err)
 	}
-	if err := h.tryUnwrap(t.Context(), wrapped); kek.ReasonOf(err) != kek.NotFound {
+	if err := h.tryUnwrap(t.Context(), wrapped); !failed(err, kek.NotFound) {
 		t.Errorf("unwrap: %v", err)
 	}
-	if _, err := h.Wrap(t.Context(), h.key, h.version, new([kek.Size]byte)); kek.ReasonOf(err) != kek.NotFound {
+	if _, err := h.Wrap(t.Context(), h.key, h.version, new([kek.Size]byte)); !failed(err, kek.NotFound) {
 		t.Errorf("wrap: %v", err)
 	}
 }
@@ -370,7 +415,7 @@ func TestObserve(t *testing.T) {
 	}}, kek.A256KW)
 	wrapped := h.wrapped(t)
 	h.inject(t, devvault.Fault{Kind: devvault.FaultStatus, Status: 503})
-	if err := h.tryUnwrap(t.Context(), wrapped); kek.ReasonOf(err) != kek.Unreachable {
+	if err := h.tryUnwrap(t.Context(), wrapped); !failed(err, kek.Unreachable) {
 		t.Errorf("got %v", err)
 	}
 	call := func(op string, attempt, status int, code string) azurekv.Call {
@@ -407,7 +452,7 @@ func TestImpatientCaller(t *testing.T) {
 	go func() { errs <- h.Unwrap(ctx, h.key, parse(t, hostileVersion), make([]byte, 256), new([kek.Size]byte)) }()
 	<-asked
 	cancel()
-	if err := <-errs; kek.ReasonOf(err) != kek.Unreachable || !errors.Is(err, context.Canceled) {
+	if err := <-errs; !failed(err, kek.Unreachable) || !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	close(release)
@@ -437,7 +482,7 @@ func TestPanic(t *testing.T) {
 		Logger:  slog.New(slog.NewTextHandler(&log, nil)),
 	}, kek.A256KW)
 	err := h.tryUnwrap(t.Context(), make([]byte, 40))
-	if kek.ReasonOf(err) != kek.Unreachable || strings.Contains(err.Error(), "secret") {
+	if !failed(err, kek.Unreachable) || strings.Contains(err.Error(), "secret") {
 		t.Errorf("got %v", err)
 	}
 	if got := log.String(); !strings.Contains(got, "panic in the Azure SDK") || strings.Contains(got, "secret") {
@@ -477,7 +522,7 @@ func TestClose(t *testing.T) {
 	_, wrapErr := h.Wrap(t.Context(), h.key, h.version, new([kek.Size]byte))
 	_, newestErr := h.Newest(t.Context(), h.key)
 	for _, err := range []error{wrapErr, newestErr, h.tryUnwrap(t.Context(), wrapped)} {
-		if kek.ReasonOf(err) != kek.Unreachable {
+		if !failed(err, kek.Unreachable) {
 			t.Errorf("after Close: %v", err)
 		}
 	}
@@ -492,7 +537,7 @@ func TestEmbeddedTokenStays(t *testing.T) {
 	}
 	v := newVaults(t, azurekv.Config{Credentials: map[string]azcore.TokenCredential{"dev": cred}})
 	k := kek.Key{Ref: "main", Vault: "https://" + hostileHost, Name: "kek", Alg: kek.A256KW, Credential: "dev", EntraTenant: entraTenant}
-	if _, err := v.Newest(t.Context(), k); kek.ReasonOf(err) != kek.Unusable {
+	if _, err := v.Newest(t.Context(), k); !failed(err, kek.Unusable) {
 		t.Errorf("got %v", err)
 	}
 }
