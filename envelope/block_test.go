@@ -163,6 +163,11 @@ func TestVerifyProof(t *testing.T) {
 			t.Errorf("other %s: %v", name, err)
 		}
 	}
+	renamed := *b
+	renamed.Proof = edit(b.Proof, 1, string(stranger.ID))
+	if err := renamed.VerifyProof(public(second)); !errors.Is(err, envelope.ErrOpen) {
+		t.Errorf("another signer named: %v", err)
+	}
 	rewrapped := *b
 	rewrapped.Alg, rewrapped.KEKRef, rewrapped.Parent, rewrapped.Wrapped = envelope.AlgA256KW, []byte("oct"), envelope.ID{}, make([]byte, 40)
 	if err := rewrapped.VerifyProof(public(second)); err != nil {

@@ -98,7 +98,7 @@ func AppendBundleHeader(dst []byte, blocks ...[]byte) ([]byte, error) {
 	}
 	var parsed [MaxBlocks]Block
 	dst = append(dst, bundleMagic...)
-	dst = append(dst, bundleVersion, byte(len(blocks)))
+	dst = append(dst, bundleVersion, byte(len(blocks))) //nolint:gosec // at most MaxBlocks
 	for i, b := range blocks {
 		if err := parsed[i].parse(b); err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)

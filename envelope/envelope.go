@@ -179,7 +179,7 @@ func appendLP16[T string | []byte](dst []byte, s T) []byte {
 	return append(binary.BigEndian.AppendUint16(dst, uint16(len(s))), s...) //nolint:gosec // see above
 }
 
-// appendLP8 does the same with an 8-bit integer, for s up to 255 bytes.
+// appendLP8 does the same with an 8-bit integer: the limits are below 256.
 func appendLP8(dst, s []byte) []byte {
-	return append(append(dst, byte(len(s))), s...)
+	return append(append(dst, byte(len(s))), s...) //nolint:gosec // see above
 }

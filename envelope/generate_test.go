@@ -40,7 +40,7 @@ func TestVectorsCurrent(t *testing.T) {
 			}
 		}
 		if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, want) {
-			t.Errorf("%s is not what the generator writes (%v): go test ./envelope -run TestVectorsCurrent -update", name, err)
+			t.Errorf("%s is not what go test ./envelope -run TestVectorsCurrent -update writes (%v)", name, err)
 		}
 	}
 }
@@ -131,7 +131,8 @@ func (m *message) pattern(n int) *message {
 
 // envelope seals the message and notes the steps.
 func (m *message) envelope() []byte {
-	s := &steps{DEKIDInfo: refDEKIDInfo(m.Tenant), DEKID: refDEKID(m.DEK, m.Tenant), Salt: m.salt, Context: refContext(m.Context)}
+	s := &steps{DEKIDInfo: refDEKIDInfo(m.Tenant), DEKID: refDEKID(m.DEK, m.Tenant), Salt: m.salt}
+	s.Context = refContext(m.Context)
 	if s.Header = m.header; s.Header == nil {
 		s.Header = refHeader(s.DEKID)
 	}
@@ -188,7 +189,7 @@ func (g *generator) branchBlock(m *message, ref, branch string) *madeBlock {
 }
 
 // branchDEKBlock appends a DEK block for the message's DEK under a branch key.
-func (g *generator) branchDEKBlock(m *message, branch string) *madeBlock {
+func (g *generator) branchDEKBlock(m *message, branch string) {
 	key := derive("branch "+branch, 32)
 	dekID := refDEKID(m.DEK, m.Tenant)
 	b := madeBlock{refBlock: refBlock{version: 1, kind: 1, purpose: 1, alg: 3, keyID: dekID, created: created,
@@ -198,7 +199,6 @@ func (g *generator) branchDEKBlock(m *message, branch string) *madeBlock {
 	b.steps.WrapNonce = derive(fmt.Sprint(m.Name, " block ", len(m.blocks), " nonce"), 12)
 	b.wrapped = refBranchWrap(b.steps.WrappingKey, b.steps.WrapNonce, m.DEK)
 	m.blocks = append(m.blocks, b)
-	return &m.blocks[len(m.blocks)-1]
 }
 
 // wrapped returns the part of a block that depends on the KEK.

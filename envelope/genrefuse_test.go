@@ -97,7 +97,8 @@ func (g *generator) badBodies() {
 
 	m = g.from("bare-chunks")
 	const prefix, chunk = 22 + 56, 16384 + 16
-	head, a, b, last := m.Sealed[:prefix], m.Sealed[prefix:prefix+chunk], m.Sealed[prefix+chunk:prefix+2*chunk], m.Sealed[prefix+2*chunk:]
+	head, chunks := m.Sealed[:prefix], m.Sealed[prefix:]
+	a, b, last := chunks[:chunk], chunks[chunk:2*chunk], chunks[2*chunk:]
 	g.refuse("chunks-swapped", m, cat(head, b, a, last), unauthentic, needsRegistry)
 	g.refuse("chunks-first-dropped", m, cat(head, b, last), unauthentic, needsRegistry)
 	g.refuse("chunks-last-dropped", m, cat(head, a, b), malformed, malformed)
@@ -177,7 +178,7 @@ func (g *generator) badBlocks() {
 		g.refuse("block-"+name, m, m.sealed(), c, c)
 	}
 	kek := func(name string, c class, f func(b *refBlock)) { change("two-deks-proof", 1, name, c, f) }
-	alg3 := func(name string, c class, f func(b *refBlock)) { change("branch", 0, "alg3-"+name, c, f) }
+	alg3 := func(name string, f func(b *refBlock)) { change("branch", 0, "alg3-"+name, malformed, f) }
 	branch := func(name string, c class, f func(b *refBlock)) { change("branch", 1, "branch-"+name, c, f) }
 
 	kek("version-0", unsupported, func(b *refBlock) { b.version = 0 })
@@ -209,13 +210,15 @@ func (g *generator) badBlocks() {
 	kek("proof-version-only", malformed, func(b *refBlock) { b.proof = []byte{1} })
 	kek("proof-80", malformed, func(b *refBlock) { b.proof = b.proof[:80] })
 	kek("proof-82", malformed, func(b *refBlock) { b.proof = append(slices.Clone(b.proof), 0) })
-	change("two-deks", 1, "alg-2-wrapped-48", malformed, func(b *refBlock) { b.wrapped = append(slices.Clone(b.wrapped), make([]byte, 8)...) })
+	change("two-deks", 1, "alg-2-wrapped-48", malformed, func(b *refBlock) {
+		b.wrapped = append(slices.Clone(b.wrapped), make([]byte, 8)...)
+	})
 
-	alg3("kek_ref", malformed, func(b *refBlock) { b.kekRef = "oct" })
-	alg3("wrapped-59", malformed, func(b *refBlock) { b.wrapped = b.wrapped[1:] })
-	alg3("wrapped-61", malformed, func(b *refBlock) { b.wrapped = append(slices.Clone(b.wrapped), 0) })
-	alg3("proof", malformed, func(b *refBlock) { b.proof = cat([]byte{1}, make([]byte, 80)) })
-	alg3("proof-version-2", malformed, func(b *refBlock) { b.proof = []byte{2} })
+	alg3("kek_ref", func(b *refBlock) { b.kekRef = "oct" })
+	alg3("wrapped-59", func(b *refBlock) { b.wrapped = b.wrapped[1:] })
+	alg3("wrapped-61", func(b *refBlock) { b.wrapped = append(slices.Clone(b.wrapped), 0) })
+	alg3("proof", func(b *refBlock) { b.proof = cat([]byte{1}, make([]byte, 80)) })
+	alg3("proof-version-2", func(b *refBlock) { b.proof = []byte{2} })
 
 	branch("purpose-1", malformed, func(b *refBlock) { b.purpose = 1 })
 	branch("purpose-2", unsupported, func(b *refBlock) { b.purpose = 2 })

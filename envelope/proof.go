@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/big"
 )
@@ -39,7 +40,7 @@ func (b *Block) checkProof() error {
 // than P-256 are refused.
 func SignerID(pub *ecdsa.PublicKey) (ID, error) {
 	if pub.Curve != elliptic.P256() {
-		return ID{}, fmt.Errorf("signing key is not on P-256")
+		return ID{}, errors.New("signing key is not on P-256")
 	}
 	spki, err := x509.MarshalPKIXPublicKey(pub)
 	if err != nil {

@@ -72,6 +72,9 @@ func TestSpecLimits(t *testing.T) {
 			t.Errorf("%d bytes, %v; want %d", len(header), err, test.want)
 		}
 	}
+	if envelope.MaxBundleHeader != 2753 {
+		t.Errorf("MaxBundleHeader is %d", envelope.MaxBundleHeader)
+	}
 	for n, want := range map[int]int{0: 94, 16383: 16383 + 94, 16384: 16384 + 110} {
 		if got := envelope.SealedSize(n); got != want {
 			t.Errorf("SealedSize(%d) = %d, want %d", n, got, want)
