@@ -333,7 +333,8 @@ func (s *Server) faultInstead(w http.ResponseWriter, c *call, f *Fault) {
 	case FaultForbiddenRBAC:
 		fail(w, state.Forbidden("ForbiddenByRbac", "Caller is not authorized to perform action on resource."))
 	case FaultForbiddenFirewall:
-		fail(w, state.Forbidden("ForbiddenByFirewall", "Client address is not authorized and caller is not a trusted service."))
+		fail(w, state.Forbidden("ForbiddenByFirewall",
+			"Client address is not authorized and caller is not a trusted service."))
 	case FaultStatus:
 		if f.RetryAfter > 0 {
 			seconds := (f.RetryAfter + time.Second - 1) / time.Second

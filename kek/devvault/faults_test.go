@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -209,11 +210,17 @@ func TestFaultScope(t *testing.T) {
 		elsewhere.Kind = devvault.FaultStatus
 		inject(t, f.Server, elsewhere)
 	}
-	inject(t, f.Server, devvault.Fault{Kind: devvault.FaultShort, Op: devvault.OpGet}) // shows in no get
 	if _, err := f.unwrap(t.Context()); err != nil {
 		t.Errorf("a fault elsewhere: %v", err)
 	}
 	f.ClearFaults()
+	inject(t, f.Server, devvault.Fault{Kind: devvault.FaultShort, Count: 1})
+	if _, err := f.c.GetKey(t.Context(), "kek", "", nil); err != nil { // shows in no get, so waits
+		t.Error(err)
+	}
+	if r, err := f.unwrap(t.Context()); err != nil || len(r.Result) != 31 {
+		t.Errorf("short result has %d bytes, %v", len(r.Result), err)
+	}
 	id := inject(t, f.Server, devvault.Fault{Kind: devvault.FaultStatus, Vault: "ACME", Key: "KEK", Op: devvault.OpUnwrap, Skip: 1})
 	inject(t, f.Server, devvault.Fault{Kind: devvault.FaultStatus, Status: 503, Count: 1})
 	var got []int
@@ -286,6 +293,10 @@ func TestHangEndsWithTheClient(t *testing.T) {
 			t.Errorf("hang: %v", err)
 		}
 		cancel()
+		await(t, func() bool { // the server notices that the client is gone
+			stacks := make([]byte, 1<<20)
+			return !bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("devvault.(*Server).wait("))
+		})
 		if _, err := f.unwrap(t.Context()); err != nil {
 			t.Errorf("after a hang: %v", err)
 		}

@@ -110,10 +110,15 @@ func TestGoMethodsRefuseLikeREST(t *testing.T) {
 	if err := s.SetAttributes(vault, "kek", "", devvault.Attributes{NotBefore: &now, Expires: new(now.Add(time.Hour))}); err != nil {
 		t.Error(err)
 	}
+	c := azure(t, s)
+	k, err := c.GetKey(t.Context(), "kek", "", nil)
+	if err != nil || k.Attributes.NotBefore.Unix() != now.Unix() || k.Attributes.Expires.Unix() != now.Unix()+3600 {
+		t.Fatalf("bounds: %+v, %v", k.Attributes, err)
+	}
 	if err := s.SetAttributes(vault, "kek", "", devvault.Attributes{NotBefore: &zero, Expires: &zero}); err != nil {
 		t.Error(err)
 	}
-	k, err := azure(t, s).GetKey(t.Context(), "kek", "", nil)
+	k, err = c.GetKey(t.Context(), "kek", "", nil)
 	if err != nil || k.Attributes.NotBefore != nil || k.Attributes.Expires != nil {
 		t.Errorf("bounds were not removed: %+v, %v", k.Attributes, err)
 	}
