@@ -107,7 +107,7 @@ func rawBlock(prefix []byte) []byte { return prefix[len("KSB")+2+2:] }
 
 // open refs the DEK of a bundle prefix.
 func (r *rig) open(ctx context.Context, prefix []byte, id envelope.ID) error {
-	ref, err := r.ForOpen(ctx, r.entry.ID, id, []dek.Candidate{{Raw: rawBlock(prefix), KEK: testKEK}}, nil)
+	ref, err := r.ForOpen(ctx, r.entry.ID, id, []dek.Candidate{{Block: rawBlock(prefix), KEK: testKEK}}, nil)
 	if err == nil {
 		ref.Release()
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 
 	"github.com/keysidecar/keysidecar/cache"
 	"github.com/keysidecar/keysidecar/envelope"
@@ -13,35 +14,42 @@ import (
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
-// Candidate is a key block that the caller has found acceptable: its tenant,
-// DEK ID, algorithm and KEK are those that the configuration allows.
+// Candidate is one way to unwrap a DEK, which the caller has found acceptable:
+// tenant, DEK ID, algorithm and KEK are those that the configuration allows,
+// and proofs verify. Its bytes are not retained.
 type Candidate struct {
-	// Raw is the encoded block. It is not retained.
-	Raw []byte
-	// KEK is the configured KEK that the block names.
+	// Block is the encoded DEK block.
+	Block []byte
+	// Branch is the encoded branch block that Block names, or nil if a KEK
+	// wraps the DEK itself.
+	Branch []byte
+	// KEK is the configured KEK that Branch, or else Block, names.
 	KEK kek.Key
 }
 
-// ForOpen returns a Ref on the DEK of that ID: from the cache, or unwrapped
-// with the first candidate whose vault answers. A refusal is an answer: the
-// next candidate is not tried. For admit see ForSeal.
+// ForOpen returns a Ref on the DEK of that ID: from the cache, or by the first
+// candidate whose vault answers. A refusal is an answer: the next candidate is
+// not tried. If no vault answers, the error is that of the first candidate.
+// For admit see ForSeal.
 func (s *Source) ForOpen(ctx context.Context, t tenant.ID, id envelope.ID, candidates []Candidate, admit func() error) (Ref, error) {
 	key := cacheKey{envelope.PurposeSeal, t, id}
 	if ref, ok := s.keys.Get(key); ok {
 		return Ref{ref: ref}, nil
 	}
-	err := error(ErrNoBlock)
-	for _, c := range candidates {
-		var ref cache.Ref[*held]
-		ref, err = s.load(ctx, key, c.KEK, c.Raw, admit)
+	silent := error(ErrNoBlock)
+	for i, c := range candidates {
+		ref, err := s.load(ctx, key, c, admit)
 		if err == nil {
 			return Ref{ref: ref}, nil
 		}
 		if ctx.Err() != nil || !noAnswer(err) {
-			break
+			return Ref{}, err
+		}
+		if i == 0 {
+			silent = err
 		}
 	}
-	return Ref{}, err
+	return Ref{}, silent
 }
 
 // noAnswer reports whether err is a vault's silence rather than its answer.
@@ -50,40 +58,83 @@ func noAnswer(err error) bool {
 	return errors.As(err, &e) && (e.Reason == kek.Unreachable || e.Reason == kek.Throttled)
 }
 
-func (s *Source) load(ctx context.Context, key cacheKey, k kek.Key, raw []byte, admit func() error) (cache.Ref[*held], error) {
-	flight := flightKey(sha256.Sum256(raw))
-	raw = bytes.Clone(raw) // the load outlives the request
-	return s.keys.Load(ctx, key, flight, admit, func(ctx context.Context) (*held, error) {
-		return s.unwrap(ctx, key, k, raw)
+func (s *Source) load(ctx context.Context, key cacheKey, c Candidate, admit func() error) (cache.Ref[*held], error) {
+	raw := bytes.Join([][]byte{c.Block, c.Branch}, nil) // a copy: the load outlives the request
+	c.Block, c.Branch = raw[:len(c.Block)], raw[len(c.Block):]
+	return s.keys.Load(ctx, key, sha256.Sum256(raw), admit, func(ctx context.Context) (*held, error) {
+		return s.unwrap(ctx, key, c)
 	})
 }
 
-// unwrap asks the vault for the DEK of a block, and proves that it is the DEK
-// that key names.
-func (s *Source) unwrap(ctx context.Context, key cacheKey, k kek.Key, raw []byte) (*held, error) {
-	block, err := envelope.ParseBlock(raw)
+// unwrap asks the vault for a DEK, and proves that it is the DEK that key
+// names.
+func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, error) {
+	wrapped := c.Block // what the KEK unwraps
+	if len(c.Branch) > 0 {
+		wrapped = c.Branch
+	}
+	block, err := envelope.ParseBlock(wrapped)
 	if err != nil {
 		return nil, err
 	}
 	version := kek.Version(block.Parent)
-	dek, err := s.cfg.Slab.Put(new([secret.Size]byte))
+	dek, lease, err := s.ask(ctx, c.KEK, version, block.Wrapped)
+	if err == nil && len(c.Branch) > 0 {
+		dek, err = s.throughBranch(dek, block.KeyID, c.Block)
+	}
 	if err != nil {
 		return nil, err
 	}
-	lease := s.leases.begin(k, version)
-	secret.Do(func() { err = s.cfg.KEKs.Unwrap(ctx, k, version, block.Wrapped, dek.Expose()) })
-	s.leases.end(k, version, lease, err == nil)
-	if err == nil && envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
+	info := Info{ID: key.id, KEKRef: c.KEK.Ref, KEKVersion: version, Region: c.KEK.Region}
+	if envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
 		err = ErrMismatch
-	}
-	info := Info{ID: key.id, KEKRef: k.Ref, KEKVersion: version, Region: k.Region}
-	if err == nil {
+	} else {
 		err = s.record(ctx, Event{Kind: Unwrapped, Tenant: key.tenant, Info: info})
 	}
 	if err != nil {
 		dek.Wipe()
-		s.refused(ctx, k, version, err)
 		return nil, err
 	}
 	return &held{key: dek, info: info, lease: lease}, nil
+}
+
+// ask has the vault unwrap a key into the slab. A refusal drops what was
+// unwrapped under that version before.
+func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []byte) (*secret.Key, *lease, error) {
+	key, err := s.cfg.Slab.Put(new([secret.Size]byte))
+	if err != nil {
+		return nil, nil, err
+	}
+	lease := s.leases.begin(k, v)
+	secret.Do(func() { err = s.cfg.KEKs.Unwrap(ctx, k, v, wrapped, key.Expose()) })
+	s.leases.end(k, v, lease, err == nil)
+	if err != nil {
+		key.Wipe()
+		s.refused(ctx, k, v, err)
+		return nil, nil, err
+	}
+	return key, lease, nil
+}
+
+// throughBranch unwraps a DEK block with a branch key of that ID, and wipes
+// the branch key.
+func (s *Source) throughBranch(branch *secret.Key, id envelope.ID, raw []byte) (*secret.Key, error) {
+	defer branch.Wipe()
+	block, err := envelope.ParseBlock(raw)
+	if err != nil {
+		return nil, err
+	}
+	if envelope.BranchID(branch) != id {
+		return nil, fmt.Errorf("branch key: %w", ErrMismatch)
+	}
+	dek, err := s.cfg.Slab.Put(new([secret.Size]byte))
+	if err != nil {
+		return nil, err
+	}
+	secret.Do(func() { err = block.UnwrapUnder(branch, dek) })
+	if err != nil {
+		dek.Wipe()
+		return nil, fmt.Errorf("%w: %w", ErrMismatch, err)
+	}
+	return dek, nil
 }

@@ -203,7 +203,7 @@ func (s *Source) refActive(ctx context.Context, a *active, admit func() error) (
 	if ref, ok := s.keys.Get(key); ok {
 		return Ref{ref, a.prefix}, nil
 	}
-	ref, err := s.load(ctx, key, a.kek, a.block, admit)
+	ref, err := s.load(ctx, key, Candidate{Block: a.block, KEK: a.kek}, admit)
 	return Ref{ref, a.prefix}, err
 }
 

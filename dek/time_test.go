@@ -280,8 +280,8 @@ func TestSecondCandidate(t *testing.T) {
 				}
 				return nil
 			})
-			candidates := []dek.Candidate{{Raw: append([]byte(nil), block...), KEK: testKEK}, {Raw: block, KEK: second}}
-			candidates[0].Raw[len(candidates[0].Raw)-50] ^= 1 // another block
+			candidates := []dek.Candidate{{Block: append([]byte(nil), block...), KEK: testKEK}, {Block: block, KEK: second}}
+			candidates[0].Block[len(block)-50] ^= 1 // another block
 			got, err := cold.ForOpen(t.Context(), r.entry.ID, id, candidates, nil)
 			if err == nil {
 				got.Release()

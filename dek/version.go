@@ -84,7 +84,7 @@ func (s *Source) version(ctx context.Context, v *view, again bool) (kek.Version,
 	if n := v.newest.Load(); n != nil && !again && time.Since(v.asked) < s.cfg.PollInterval {
 		return n.version, nil
 	}
-	err := s.ask(ctx, v)
+	err := s.askNewest(ctx, v)
 	n := v.newest.Load()
 	if err == nil || n != nil && !again && !kek.ReasonOf(err).Refusal() && time.Since(v.asked) < s.cfg.MaxVersionAge {
 		return n.version, nil
@@ -92,8 +92,8 @@ func (s *Source) version(ctx context.Context, v *view, again bool) (kek.Version,
 	return kek.Version{}, err
 }
 
-// ask asks the vault for the newest version. The caller holds v.mu.
-func (s *Source) ask(ctx context.Context, v *view) error {
+// askNewest asks the vault for the newest version. The caller holds v.mu.
+func (s *Source) askNewest(ctx context.Context, v *view) error {
 	start := time.Now()
 	v.nextAsk = start.Add(time.Duration(pollShare * (0.9 + 0.1*rand.Float64()) * float64(s.cfg.PollInterval)))
 	version, err := s.cfg.KEKs.Newest(ctx, v.kek)
@@ -145,7 +145,7 @@ func (s *Source) pollOne(ctx context.Context, v *view) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LoadTimeout)
 	defer cancel()
-	if err := s.ask(ctx, v); err != nil && ctx.Err() != context.Canceled {
+	if err := s.askNewest(ctx, v); err != nil && ctx.Err() != context.Canceled {
 		s.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "asking for the KEK's newest version, will ask again",
 			slog.String("kek", v.kek.Ref), slog.String("vault", v.kek.Vault), slog.Any("cause", err))
 	}

@@ -12,12 +12,17 @@ import (
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
-// candidates makes the checks of SPEC.md on every key block, used or not, and
-// appends those that a KEK unwraps to dst. No check costs a Key Vault call.
+// candidates makes the checks of SPEC.md, section 10, on every key block, used
+// or not, and appends to dst the ways to unwrap the DEK, in the order in which
+// they are tried. No check costs a Key Vault call.
 func (s *Sealer) candidates(dst []dek.Candidate, t *tenant.Entry, sealed *envelope.Sealed) ([]dek.Candidate, error) {
+	if sealed.N == 0 {
+		return nil, fail(NeedsRegistry, errors.New("an envelope alone"))
+	}
 	if err := sealed.CheckTenant(t.ID); err != nil {
 		return nil, fail(AuthenticationFailed, err)
 	}
+	var keks [envelope.MaxBlocks]kek.Key
 	for i := range sealed.Blocks() {
 		b := &sealed.Blocks()[i]
 		if b.Alg == envelope.AlgBranch {
@@ -25,18 +30,36 @@ func (s *Sealer) candidates(dst []dek.Candidate, t *tenant.Entry, sealed *envelo
 		}
 		k, ok := t.KEK(b.KEKRef)
 		if !ok || envelope.Alg(k.Alg) != b.Alg {
-			return nil, fail(KEKNotAllowed, fmt.Errorf("block names KEK %q with algorithm %d", b.KEKRef, b.Alg))
+			return nil, fail(KEKNotAllowed, fmt.Errorf("block names KEK %q with algorithm %s", b.KEKRef, b.Alg))
 		}
-		if b.Kind == envelope.KindDEK {
-			dst = append(dst, dek.Candidate{Raw: sealed.RawBlock(i), KEK: k})
-		}
+		keks[i] = k
 	}
 	for i := range sealed.Blocks() {
 		if err := s.checkProof(&sealed.Blocks()[i]); err != nil {
 			return nil, err
 		}
 	}
-	return dst, nil
+	return appendCandidates(dst, sealed, &keks), nil
+}
+
+// appendCandidates lists the DEK blocks that a KEK wraps, and those that a
+// branch key wraps whose block is in the bundle.
+func appendCandidates(dst []dek.Candidate, sealed *envelope.Sealed, keks *[envelope.MaxBlocks]kek.Key) []dek.Candidate {
+	blocks := sealed.Blocks()
+	for i := range blocks {
+		switch {
+		case blocks[i].Kind != envelope.KindDEK:
+		case blocks[i].Alg != envelope.AlgBranch:
+			dst = append(dst, dek.Candidate{Block: sealed.RawBlock(i), KEK: keks[i]})
+		default:
+			for j := range blocks {
+				if blocks[j].Kind == envelope.KindBranch && blocks[j].KeyID == blocks[i].Parent {
+					dst = append(dst, dek.Candidate{Block: sealed.RawBlock(i), Branch: sealed.RawBlock(j), KEK: keks[j]})
+				}
+			}
+		}
+	}
+	return dst
 }
 
 // checkProof verifies a proof if there is one: one that is present is never

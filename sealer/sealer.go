@@ -142,7 +142,7 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 	if err != nil {
 		return Result{}, formatError(err)
 	}
-	var space [2]dek.Candidate
+	var space [envelope.MaxBlocks]dek.Candidate
 	candidates, err := s.candidates(space[:0], op.entry, sealed)
 	if err != nil {
 		return Result{}, err

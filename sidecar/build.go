@@ -68,6 +68,7 @@ func (s *Sidecar) buildVaults(Options) error {
 	cfg := azurekv.Config{
 		Cloud: kv.Cloud, Hosts: kv.Hosts, Logger: s.log,
 		Credentials: make(map[string]azcore.TokenCredential),
+		Do:          secret.Do,
 		Observe:     func(c azurekv.Call) { s.metrics.ObserveVault(c.Op, c.Status, c.Duration) },
 	}
 	if kv.Cloud == devCloud {

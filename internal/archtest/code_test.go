@@ -37,6 +37,10 @@ func checkTests(r *repo) []string {
 // keyReaders are the packages that may read key bytes.
 var keyReaders = []string{"dek", "envelope", "internal/secret"}
 
+// doers are the packages that may name secret.Do besides: sidecar hands it to
+// azurekv, whose calls run on goroutines of their own.
+var doers = []string{"sidecar"}
+
 // checkSecrets finds readers of key bytes elsewhere.
 func checkSecrets(r *repo) []string {
 	var bad []string
@@ -45,7 +49,8 @@ func checkSecrets(r *repo) []string {
 			continue
 		}
 		f.selectors(func(n *ast.SelectorExpr, imported, sel string) {
-			if sel == "Expose" || sel == "Do" && imported == module+"/internal/secret" {
+			do := sel == "Do" && imported == module+"/internal/secret" && !slices.Contains(doers, f.pkg())
+			if sel == "Expose" || do {
 				bad = append(bad, fmt.Sprintf("%s: %s only in %s", r.at(n), sel, strings.Join(keyReaders, ", ")))
 			}
 		})
