@@ -15,6 +15,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
@@ -30,10 +31,11 @@ const (
 	// longestWait is the longest time that a call waits before it is repeated.
 	// A sidecar that asks for more gets its answer handed to the caller.
 	longestWait = 5 * time.Second
-	// The first and the second wait for a lost connection: together they
-	// bridge a restart that takes half a second.
-	firstReconnect  = 100 * time.Millisecond
-	secondReconnect = 500 * time.Millisecond
+	// A call whose connection was lost pauses, and then waits for a new one for
+	// reconnectTime before it is repeated: two times of both bridge a restart
+	// that takes a second.
+	reconnectPause = 100 * time.Millisecond
+	reconnectTime  = 500 * time.Millisecond
 	// connectTimeout bounds one attempt to connect.
 	connectTimeout = 2 * time.Second
 )
@@ -77,7 +79,7 @@ func Dial(socket string, opts ...Option) (*Client, error) {
 	for _, o := range opts {
 		o(c)
 	}
-	reconnect := backoff.Config{BaseDelay: firstReconnect, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+	reconnect := backoff.Config{BaseDelay: reconnectPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
 	conn, err := grpc.NewClient("passthrough:///localhost",
 		grpc.WithContextDialer(c.dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -191,13 +193,26 @@ func call[Req, Resp any](
 			return resp, nil
 		}
 		e := c.newError(ctx, err)
-		wait := e.wait(attempt)
+		wait := e.wait()
 		if attempt == attempts || wait == 0 || !sleep(ctx, wait) {
 			var none Resp
 			return none, e
 		}
 		if e.lost() {
-			c.conn.ResetConnectBackoff()
+			c.reconnect(ctx)
+		}
+	}
+}
+
+// reconnect waits for a connection, and not for long.
+func (c *Client) reconnect(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, reconnectTime)
+	defer cancel()
+	c.conn.ResetConnectBackoff()
+	for state := c.conn.GetState(); state != connectivity.Ready; state = c.conn.GetState() {
+		c.conn.Connect()
+		if !c.conn.WaitForStateChange(ctx, state) {
+			return
 		}
 	}
 }

@@ -90,14 +90,12 @@ func (c *Client) newError(ctx context.Context, err error) *Error {
 func (e *Error) lost() bool { return e.Code == codes.Unavailable && e.Reason == "" }
 
 // wait returns how long to wait before the next attempt, 0 for not at all.
-func (e *Error) wait(attempt int) time.Duration {
+func (e *Error) wait() time.Duration {
 	switch {
 	case errors.Is(e, ErrServerUID):
 		return 0
-	case e.lost() && attempt == 1:
-		return firstReconnect
 	case e.lost():
-		return secondReconnect
+		return reconnectPause
 	case e.RetryAfter <= longestWait:
 		return e.RetryAfter
 	}

@@ -130,7 +130,8 @@ func TestDraining(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("answer while draining (-want +got):\n%s", diff)
 	}
-	if _, err := grpc_health_v1.NewHealthClient(s.conn).Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
+	health := grpc_health_v1.NewHealthClient(s.conn)
+	if _, err := health.Check(t.Context(), &grpc_health_v1.HealthCheckRequest{}); err != nil {
 		t.Errorf("health while draining returned %v", err)
 	}
 }

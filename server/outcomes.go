@@ -27,10 +27,9 @@ const (
 // outcomes has an entry for every reason of sealer.Reasons.
 var outcomes = [...]outcome{
 	sealer.Unauthenticated: {codes.Unauthenticated, afterFix,
-		"Find the request id in the log: it says which proof of identity was missing or refused."},
+		"Reserved: this release does not give it."},
 	sealer.PermissionDenied: {codes.PermissionDenied, afterFix,
-		"The same answer is given for tenants that do not exist. Check the caller, the tenant and the verb against " +
-			"the policy; the log has all three."},
+		"Every caller that the socket admits may do everything in this release: report it."},
 	sealer.InvalidTenant: {codes.InvalidArgument, never,
 		"Fix the caller: 1 to 128 bytes of `[A-Za-z0-9._:-]`, first and last alphanumeric, no `..`. A tenant of a " +
 			"template has to match `[a-z][a-z0-9-]{1,22}[a-z0-9]`."},
@@ -48,8 +47,7 @@ var outcomes = [...]outcome{
 		"Tenant and encryption context have to be those given to Seal, byte for byte; a row that was copied or renamed " +
 			"does not open. If they are right, the data was altered. Nothing more is told, on purpose."},
 	sealer.UnknownDEK: {codes.NotFound, afterFix,
-		"The registry has no such data key. Check that this sidecar uses the registry that the data was sealed with, " +
-			"and whether it was restored from a backup older than the data."},
+		"Reserved: this release does not give it."},
 	sealer.KEKNotAllowed: {codes.FailedPrecondition, afterFix,
 		"The data names a KEK (or algorithm) that tenants.yaml does not list for the tenant. A KEK is never removed " +
 			"while data names it: put it back with `retired: true`. If it was never the tenant's, treat the data as planted."},
@@ -65,28 +63,29 @@ var outcomes = [...]outcome{
 	sealer.Residency: {codes.FailedPrecondition, never,
 		"Call a sidecar in one of the tenant's regions, or correct the tenant's regions in tenants.yaml."},
 	sealer.KeyVaultThrottled: {codes.Unavailable, onInfo,
-		"The vault answers 429. Look at its metrics and at what else uses it; docs/operations.md has the arithmetic."},
+		"The vault answers 429. Look at its metrics and at what else uses it."},
 	sealer.KeyVaultUnreachable: {codes.Unavailable, onInfo,
 		"The log names the vault and the cause: DNS, firewall, private endpoint, token, TLS, 5xx. Tenants whose keys " +
 			"are cached go on."},
 	sealer.OutageGraceOver: {codes.Unavailable, onInfo,
-		"As KEY_VAULT_UNREACHABLE, for longer than the tenant's outage_grace allows. Restore the path to the vault."},
+		"Reserved: this release does not give it."},
 	sealer.RegistryUnreachable: {codes.Unavailable, onInfo,
-		"The log names the cause. Check the database and the network policy between it and the sidecar."},
+		"Reserved: this release does not give it."},
 	sealer.NeedsRegistry: {codes.FailedPrecondition, afterFix,
-		"The data was sealed with a registry. Configure it here, or send the data to a sidecar that has it."},
+		"The data is a bare envelope, without key blocks. This release writes and opens bundles: check that the " +
+			"whole of what Seal returned was stored."},
 	sealer.AuditUnavailable: {codes.Unavailable, onInfo,
-		"Check the audit directory: space, mode, owner. Nothing is done that cannot be recorded."},
+		"Reserved: this release does not give it."},
 	sealer.TenantSuspended: {codes.FailedPrecondition, afterFix,
-		"Somebody suspended the tenant; the audit log says who. `keysidecar tenant resume` ends it."},
+		"tenants.yaml suspends the tenant. Take that back, or find out why it is so."},
 	sealer.TenantShredded: {codes.FailedPrecondition, never,
-		"The tenant's keys were destroyed on purpose. Its data cannot be opened."},
+		"Reserved: this release does not give it."},
 	sealer.TooLarge: {codes.ResourceExhausted, never,
 		"Split the data, or raise the unary limit together with the memory for it."},
 	sealer.RateLimited: {codes.ResourceExhausted, onInfo,
-		"Find out why this caller asks so much before raising its limit."},
+		"Reserved: this release does not give it."},
 	sealer.Overloaded: {codes.ResourceExhausted, onInfo,
-		"Too many bytes are under way. Spread the load, or give the sidecar more memory."},
+		"Every slot of protected memory holds a key in use. Allow more cached keys, or spread the load."},
 	sealer.Draining: {codes.Unavailable, onInfo,
 		"The sidecar is stopping. Nothing to do, unless none comes back."},
 }

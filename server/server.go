@@ -49,6 +49,8 @@ type Sealer interface {
 	Unseal(context.Context, sealer.Request) (sealer.Result, error)
 }
 
+var _ Sealer = (*sealer.Sealer)(nil)
+
 // Config is what a Server needs.
 type Config struct {
 	// Sealer does the work. Required.

@@ -6,7 +6,8 @@ set -eu
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-targets=$(go test -list '^Fuzz' ./... | awk '/^Fuzz/ { name[n++] = $1 } $1 == "ok" { for (i = 0; i < n; i++) print $2, name[i]; n = 0 }')
+go test -list '^Fuzz' ./... >"$log" || { cat "$log" >&2; exit 1; }
+targets=$(awk '/^Fuzz/ { name[n++] = $1 } $1 == "ok" { for (i = 0; i < n; i++) print $2, name[i]; n = 0 }' "$log")
 count=$(printf '%s' "$targets" | grep -c .) || { echo "fuzz: no targets" >&2; exit 1; }
 time=${FUZZTIME:-10s}
 if [ -n "${FUZZBUDGET:-}" ]; then time=$((FUZZBUDGET / count))s; fi
@@ -16,12 +17,13 @@ failed=0
 while read -r package target; do
   if go test -run '^$' -fuzz "^$target\$" -fuzztime "$time" "$package" >"$log" 2>&1 </dev/null; then
     verdict=ok
-  elif grep -q 'Failing input' "$log" || ! grep -q 'context deadline exceeded' "$log"; then
+  elif grep -q 'Failing input' "$log" || ! grep -qx '    context deadline exceeded' "$log"; then
     verdict=FAIL
   else
     verdict="ok (stopped by its deadline)" # go.dev/issue/75804: no input failed
   fi
-  echo "$verdict  $package $target $time, $(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$log" | tail -n 1) inputs"
+  inputs=$(sed -n 's/.*execs: \([0-9]*\).*/\1/p' "$log" | tail -n 1)
+  echo "$verdict  $package $target $time, ${inputs:-0} inputs"
   if [ "$verdict" = FAIL ]; then failed=$((failed + 1)); cat "$log"; fi
 done <<END
 $targets

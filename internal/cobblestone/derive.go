@@ -17,9 +17,9 @@ const (
 	okmSize = 2 * sha512.Size
 )
 
-// derivers holds wiped derivers: a new digest for every message would cost more than
-// sealing a short one does.
-var derivers = sync.Pool{New: func() any { return makeDeriver() }}
+// derivers spares every message the making of a digest and its buffers. What it holds
+// is wiped and as good as new.
+var derivers = sync.Pool{New: func() any { return makeDeriver() }} //nolint:gochecknoglobals // no state outlives a use
 
 // A deriver computes HKDF-Expand-SHA-512 (RFC 5869, section 2.3) of one message:
 //

@@ -103,7 +103,7 @@ func TestReaderKeepsErrors(t *testing.T) {
 		for _, at := range []int{0, 1, 24, 55, 56, 57, 1000, 56 + sealedChunkSize, len(body) - 1, len(body)} {
 			src := io.MultiReader(bytes.NewReader(body[:at]), iotest.ErrReader(want))
 			got, err := openStream(t, src, key, nil, 3000)
-			if err != want { //nolint:errorlint // it must be the very same value
+			if err != want {
 				t.Errorf("broken after %d bytes: err = %v, want %v", at, err, want)
 			}
 			if !bytes.HasPrefix(plaintext, got) || len(got)%cobblestone.ChunkSize != 0 {
@@ -206,10 +206,10 @@ func (l *limited) Write(p []byte) (int, error) {
 func TestWriterKeepsErrors(t *testing.T) {
 	const n = 2*cobblestone.ChunkSize + 100
 	for left := 0; left < cobblestone.SealedSize(n); left += 53 {
-		if err := writeTo(t, &limited{left: left, err: errBroken}, n); err != errBroken { //nolint:errorlint // the same value
+		if err := writeTo(t, &limited{left: left, err: errBroken}, n); err != errBroken {
 			t.Fatalf("room for %d: %v", left, err)
 		}
-		if err := writeTo(t, &limited{left: left}, n); err != io.ErrShortWrite { //nolint:errorlint // the same value
+		if err := writeTo(t, &limited{left: left}, n); err != io.ErrShortWrite {
 			t.Fatalf("short write after %d: %v", left, err)
 		}
 	}

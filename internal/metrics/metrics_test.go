@@ -69,6 +69,7 @@ func TestObserve(t *testing.T) {
 		{Verb: policy.Unseal, Err: fmt.Errorf("waiting: %w", context.Canceled)},
 		{Verb: policy.Unseal, Err: fmt.Errorf("waiting: %w", context.DeadlineExceeded)},
 		{Verb: policy.Unseal, Reason: 255, Err: cause},
+		{Verb: policy.Unseal, Reason: sealer.Draining + 2, Err: cause},
 		{Verb: 99},
 	} {
 		m.Observe(t.Context(), ev)
@@ -78,13 +79,13 @@ func TestObserve(t *testing.T) {
 		`keysidecar_operation_seconds_sum{op="seal"} 3`,
 		`keysidecar_operation_seconds_count{op="other"} 1`,
 		`keysidecar_operation_seconds_count{op="seal"} 2`,
-		`keysidecar_operation_seconds_count{op="unseal"} 6`,
+		`keysidecar_operation_seconds_count{op="unseal"} 7`,
 		`keysidecar_operations_total{op="other",reason="OK"} 1`,
 		`keysidecar_operations_total{op="seal",reason="OK"} 2`,
 		`keysidecar_operations_total{op="unseal",reason="CANCELLED"} 1`,
 		`keysidecar_operations_total{op="unseal",reason="DEADLINE_EXCEEDED"} 1`,
 		`keysidecar_operations_total{op="unseal",reason="DRAINING"} 1`,
-		`keysidecar_operations_total{op="unseal",reason="INTERNAL"} 2`,
+		`keysidecar_operations_total{op="unseal",reason="INTERNAL"} 3`,
 		`keysidecar_operations_total{op="unseal",reason="KEK_DISABLED"} 1`,
 	}
 	got := scrape(t, m, "keysidecar_operation")
@@ -105,7 +106,8 @@ func TestEveryOutcomeExists(t *testing.T) {
 		}
 	}
 	for _, le := range []string{"5e-06", "+Inf"} {
-		if want := fmt.Sprintf("keysidecar_operation_seconds_bucket{op=\"seal\",le=%q} 0\n", le); !strings.Contains(all, want) {
+		want := fmt.Sprintf("keysidecar_operation_seconds_bucket{op=\"seal\",le=%q} 0\n", le)
+		if !strings.Contains(all, want) {
 			t.Errorf("no %s", want)
 		}
 	}
@@ -188,7 +190,8 @@ func TestInterceptors(t *testing.T) {
 	if !errors.Is(err, wantErr) {
 		t.Errorf("interceptor returned %v", err)
 	}
-	want := `grpc_server_handled_total{grpc_code="NotFound",grpc_method="Seal",grpc_service="keysidecar.v1.SealService",grpc_type="unary"} 1`
+	want := `grpc_server_handled_total{grpc_code="NotFound",grpc_method="Seal",` +
+		`grpc_service="keysidecar.v1.SealService",grpc_type="unary"} 1`
 	if got := scrape(t, m, "grpc_server_handled"); len(got) != 1 || got[0] != want {
 		t.Errorf("metrics are %q, want %q", got, want)
 	}

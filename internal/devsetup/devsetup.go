@@ -1,0 +1,138 @@
+// Package devsetup lets a sidecar use an embedded Key Vault: it makes a vault
+// and a KEK for each tenant, and writes the files that a sidecar reads.
+package devsetup
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"text/template"
+
+	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/devvault"
+)
+
+// KEK is the name of each tenant's key, in the vault of the tenant's own name.
+const KEK = "kek"
+
+// Config says what to set up.
+type Config struct {
+	// Dir is the absolute path of a directory that exists: of config.yaml,
+	// tenants.yaml and the sidecar's socket, keysidecar.sock. Required.
+	Dir string
+	// Vault is the embedded Key Vault. Required.
+	Vault *devvault.Server
+	// Tenants are the tenant IDs, as CheckTenants wants them. Required.
+	Tenants []string
+	// Alg is what the KEKs are for; keys that exist stay what they are. Zero
+	// is kek.RSAOAEP256.
+	Alg kek.Alg
+}
+
+// CheckTenants returns an error unless there are IDs, each can be a vault's
+// name, 3 to 24 of [a-z0-9-], and none is there twice.
+func CheckTenants(ids []string) error {
+	legal := regexp.MustCompile(`^[a-z][a-z0-9-]{1,22}[a-z0-9]$`)
+	if len(ids) == 0 {
+		return errors.New("no tenant is named")
+	}
+	for i, id := range ids {
+		if !legal.MatchString(id) || strings.Contains(id, "--") {
+			return fmt.Errorf("tenant %q cannot be a vault's name: 3 to 24 of [a-z0-9-], a letter first, no hyphen last and no two in a row", id)
+		}
+		if slices.Contains(ids[:i], id) {
+			return fmt.Errorf("tenant %q is named twice", id)
+		}
+	}
+	return nil
+}
+
+// Write makes the keys that are missing, writes both files, replacing what is
+// there, and returns the path of config.yaml.
+func Write(cfg Config) (path string, err error) {
+	if err := CheckTenants(cfg.Tenants); err != nil {
+		return "", err
+	}
+	if cfg.Alg == 0 {
+		cfg.Alg = kek.RSAOAEP256
+	}
+	spec := devvault.KeySpec{Type: "RSA", Bits: 2048} // the quickest to make
+	if cfg.Alg == kek.A256KW {
+		spec = devvault.KeySpec{Type: "oct-HSM"}
+	}
+	for _, id := range cfg.Tenants {
+		if err := EnsureKey(cfg.Vault, id, KEK, spec); err != nil {
+			return "", err
+		}
+	}
+	for name, text := range map[string]string{"config.yaml": configFile, "tenants.yaml": tenantsFile} {
+		if err := write(filepath.Join(cfg.Dir, name), text, cfg); err != nil {
+			return "", fmt.Errorf("writing %s: %w", name, err)
+		}
+	}
+	return filepath.Join(cfg.Dir, "config.yaml"), nil
+}
+
+// EnsureKey creates a key unless the vault has one of that name.
+func EnsureKey(vault *devvault.Server, vaultName, name string, spec devvault.KeySpec) error {
+	if vault.HasKey(vaultName, name) {
+		return nil
+	}
+	if _, err := vault.CreateKey(vaultName, name, spec); err != nil {
+		return fmt.Errorf("creating key %s in vault %s: %w", name, vaultName, err)
+	}
+	return nil
+}
+
+func write(path, text string, cfg Config) error {
+	var out strings.Builder
+	t, err := template.New("").Parse(text)
+	if err == nil {
+		err = t.Execute(&out, cfg)
+	}
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, []byte(out.String()), 0o600)
+}
+
+const configFile = `# Written at every start: changes are lost.
+apiVersion: keysidecar/v1
+listen:
+  socket: {{printf "%q" (print .Dir "/keysidecar.sock")}}
+region: local
+key_vault:
+  cloud: devvault
+  devvault:
+    address: {{.Vault.Addr}}
+    suffix: vault.localhost
+    ca_file: {{printf "%q" .Vault.CAFile}}
+    token_file: {{printf "%q" .Vault.TokenFile}}
+  credentials:
+    - name: dev
+      type: devvault
+server:
+  reflection: true
+log:
+  level: warn
+  format: text
+`
+
+const tenantsFile = `# Written at every start: changes are lost.
+apiVersion: keysidecar/v1
+keks:{{range .Tenants}}
+  - ref: {{.}}
+    url: https://{{.}}.vault.localhost/keys/` + KEK + `
+    alg: {{$.Alg}}
+    region: local
+    credential: dev
+    entra_tenant: {{$.Vault.EntraTenant}}{{end}}
+tenants:{{range .Tenants}}
+  - id: {{.}}
+    kek: {{.}}
+    regions: [local]{{end}}
+`
