@@ -7,8 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 
 BIN := .tmp/bin
-# Modules of their own under test/, so that what they need reaches no user.
-TEST_MODULES := $(patsubst %/go.mod,%,$(wildcard test/*/go.mod))
+# Modules of their own, so that what they need reaches no user.
+TEST_MODULES := $(patsubst %/go.mod,%,$(wildcard test/*/go.mod)) bench
 # What `make generate` writes. checkgenerate compares all of it.
 GENERATED = find proto docs config test/vectors -type f
 
@@ -51,9 +51,9 @@ test-integration: ## Tests that need more than Go; installs it as root on Debian
 	sh test/integration.sh
 
 .PHONY: bench
-bench: ## Measure the hot paths
+bench: ## Measure the hot paths, and compare them with their bars (BENCHFLAGS=-quick)
 	go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
-	cd bench && go test -run '^$$' -bench . -benchmem -benchtime $(BENCHTIME) ./...
+	cd bench && go run ./cmd/bench $(BENCHFLAGS)
 
 .PHONY: fuzz
 fuzz: ## Fuzz every target for FUZZTIME (10s)
@@ -63,7 +63,7 @@ fuzz: ## Fuzz every target for FUZZTIME (10s)
 lint: $(BIN)/golangci-lint $(BIN)/buf ## Check style, the wire API, and that go.mod is tidy
 	$(BIN)/buf lint
 	$(BIN)/buf breaking --against proto/baseline.binpb
-	for m in . bench $(TEST_MODULES); do (cd "$$m" && go mod tidy -diff && $(CURDIR)/$(BIN)/golangci-lint run ./...); done
+	for m in . $(TEST_MODULES); do (cd "$$m" && go mod tidy -diff && $(CURDIR)/$(BIN)/golangci-lint run ./...); done
 
 .PHONY: vuln
 vuln: $(BIN)/govulncheck ## Look for known vulnerabilities that this program can reach

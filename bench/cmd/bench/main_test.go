@@ -1,0 +1,53 @@
+package main
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/keysidecar/keysidecar/bench/pairs"
+	"github.com/keysidecar/keysidecar/bench/rows"
+)
+
+// work burns n rounds of CPU.
+func work(n int) func() {
+	x := uint64(1)
+	return func() {
+		for range n {
+			x = x*6364136223846793005 + 1442695040888963407
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	var sink []byte
+	leak := func() { sink = make([]byte, 100); work(10_000)() }
+	base := work(10_000)
+	for _, tt := range []struct {
+		row  rows.Row
+		code int
+		want string
+	}{
+		{rows.Row{Claim: "same", Subject: work(10_000), Base: base, Bar: 2}, 0, "1 met, 0 not met, 0 not measured"},
+		{rows.Row{Claim: "slow", Subject: work(40_000), Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
+		{rows.Row{Claim: "leak", Subject: leak, Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
+	} {
+		var out, errs bytes.Buffer
+		cfg := pairs.Config{Pairs: 61, Sample: time.Millisecond}
+		code := table(&out, &errs, cfg, []rows.Row{tt.row})
+		if code != tt.code || !strings.Contains(out.String(), tt.want) || errs.Len() > 0 {
+			t.Errorf("%s: exit code %d, want %d and %q:\n%s%s", tt.row.Claim, code, tt.code, tt.want, &out, &errs)
+		}
+	}
+	_ = sink
+}
+
+func TestRunRefuses(t *testing.T) {
+	for _, args := range [][]string{{"-nonsense"}, {"argument"}, {"-run", "("}, {"-run", "no such row"}} {
+		var out, errs bytes.Buffer
+		if code := run(args, &out, &errs); code != 2 || errs.Len() == 0 {
+			t.Errorf("run(%q) = %d, wrote %q", args, code, &errs)
+		}
+	}
+}
