@@ -59,7 +59,7 @@ func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 	}
 	if n := a.view.newest.Load(); n != nil && n.version != a.info.KEKVersion {
 		spread := time.Duration((1 - pollShare) * float64(cfg.PollInterval))
-		turn := time.Duration(maphash.String(seed, a.tenant.String()) % uint64(spread+1))
+		turn := time.Duration(maphash.String(seed, a.tenant.String()) % uint64(spread+1)) //nolint:gosec // at most spread
 		switch since := now.Sub(n.since); {
 		case since >= spread:
 			p = wait

@@ -154,7 +154,8 @@ func (c *Config) setDefaults() error {
 		c.Record = func(context.Context, Event) error { return nil }
 	}
 	if c.CacheEntries < 1 || c.SoftAge < 0 || c.HardAge < c.SoftAge || c.PollInterval < 0 {
-		return fmt.Errorf("dek config: cache entries %d, soft age %s, hard age %s, poll interval %s: none may be negative, hard age not under soft age",
+		return fmt.Errorf("dek config: cache entries %d, soft age %s, hard age %s, poll interval %s: "+
+			"none may be negative, hard age not under soft age",
 			c.CacheEntries, c.SoftAge, c.HardAge, c.PollInterval)
 	}
 	return nil

@@ -132,7 +132,10 @@ func (s *Source) wrapAndProve(ctx context.Context, k kek.Key, v kek.Version, dek
 	secret.Do(func() { err = s.cfg.KEKs.Unwrap(ctx, k, v, wrapped, proof.Expose()) })
 	switch {
 	case err == nil && subtle.ConstantTimeCompare(proof.Expose()[:], dek.Expose()[:]) != 1:
-		return nil, &kek.Error{Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Version: v, Err: errors.New("unwrap gave another key than was wrapped")}
+		return nil, &kek.Error{
+			Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Version: v,
+			Err: errors.New("unwrap gave another key than was wrapped"),
+		}
 	case err != nil && kek.ReasonOf(err) == kek.Rejected:
 		return nil, &kek.Error{Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Version: v, Err: err}
 	case err != nil:

@@ -36,7 +36,7 @@ func (s *Source) ForOpen(ctx context.Context, t tenant.ID, id envelope.ID, candi
 	if ref, ok := s.keys.Get(key); ok {
 		return Ref{ref: ref}, nil
 	}
-	silent := error(ErrNoBlock)
+	silent := ErrNoBlock
 	for i, c := range candidates {
 		ref, err := s.load(ctx, key, c, admit)
 		if err == nil {
@@ -80,7 +80,7 @@ func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, 
 	version := kek.Version(block.Parent)
 	dek, lease, err := s.ask(ctx, c.KEK, version, block.Wrapped)
 	if err == nil && len(c.Branch) > 0 {
-		dek, err = s.throughBranch(dek, block.KeyID, c.Block)
+		dek, err = s.throughBranch(dek, c.Block)
 	}
 	if err != nil {
 		return nil, err
@@ -116,16 +116,12 @@ func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []by
 	return key, lease, nil
 }
 
-// throughBranch unwraps a DEK block with a branch key of that ID, and wipes
-// the branch key.
-func (s *Source) throughBranch(branch *secret.Key, id envelope.ID, raw []byte) (*secret.Key, error) {
+// throughBranch unwraps a DEK block with its branch key, and wipes that.
+func (s *Source) throughBranch(branch *secret.Key, raw []byte) (*secret.Key, error) {
 	defer branch.Wipe()
 	block, err := envelope.ParseBlock(raw)
 	if err != nil {
 		return nil, err
-	}
-	if envelope.BranchID(branch) != id {
-		return nil, fmt.Errorf("branch key: %w", ErrMismatch)
 	}
 	dek, err := s.cfg.Slab.Put(new([secret.Size]byte))
 	if err != nil {

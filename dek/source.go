@@ -172,9 +172,6 @@ func (s *Source) active(ctx context.Context, t *tenant.Entry, admit func() error
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
 		}
-		if a.lease.fenced.Load() {
-			return nil, err
-		}
 		if a.claimRetry(time.Now()) {
 			s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting under the new KEK version, sealing on under the old", a.logAttrs(err)...)
 		}
