@@ -175,7 +175,7 @@ func (x *machine) actions() map[string]func(*rapid.T) {
 		"drop if": func(t *rapid.T) {
 			n := rapid.IntRange(1, 5).Draw(t, "divisor")
 			want := x.m.dropIf(func(th *thing) bool { return th.id%n == 0 })
-			if got := x.c.DropIf(func(k int, th *thing) bool { return k%n == 0 }); got != want {
+			if got := x.c.DropIf(func(k int, _ *thing) bool { return k%n == 0 }); got != want {
 				t.Fatalf("DropIf dropped %d, want %d", got, want)
 			}
 		},

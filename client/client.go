@@ -75,7 +75,7 @@ func Dial(socket string, opts ...Option) (*Client, error) {
 	if path == "" {
 		return nil, errors.New("socket path is empty")
 	}
-	c := &Client{path: path, uids: []uint32{0, uint32(os.Geteuid())}}
+	c := &Client{path: path, uids: []uint32{0, uint32(os.Geteuid())}} //nolint:gosec // a uid is an unsigned 32-bit number
 	for _, o := range opts {
 		o(c)
 	}
@@ -241,7 +241,7 @@ func (c *Client) dial(ctx context.Context, _ string) (net.Conn, error) {
 	conn, err := d.DialContext(ctx, "unix", c.path)
 	if err == nil {
 		if err = c.checkServer(conn); err != nil {
-			conn.Close()
+			_ = conn.Close()
 		}
 	}
 	if errors.Is(err, ErrServerUID) {

@@ -19,9 +19,9 @@ type Error struct {
 
 // Error returns the problems, one a line.
 func (e *Error) Error() string {
-	lines := make([]string, len(e.Problems))
-	for i, p := range e.Problems {
-		lines[i] = p.String()
+	lines := make([]string, 0, len(e.Problems)+1)
+	for _, p := range e.Problems {
+		lines = append(lines, p.String())
 	}
 	if len(lines) == MaxProblems {
 		lines = append(lines, "there may be more")

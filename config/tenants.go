@@ -156,7 +156,8 @@ func (c *Config) checkTenants(f *file, t *tenant.Config) {
 		if j < 0 {
 			f.addf(fmt.Sprintf("keks[%d].credential", i), "%q is not the name of one of key_vault.credentials", k.Credential)
 		} else if !c.KeyVault.Credentials[j].reaches(k.EntraTenant) {
-			f.addf(fmt.Sprintf("keks[%d].entra_tenant", i), "is neither tenant_id nor one of allowed_tenants of credential %s", k.Credential)
+			f.addf(fmt.Sprintf("keks[%d].entra_tenant", i),
+				"is neither tenant_id nor one of allowed_tenants of credential %s", k.Credential)
 		}
 	}
 	for i, r := range t.Tenants {

@@ -4,8 +4,8 @@ import "github.com/keysidecar/keysidecar/tenant"
 
 // The sizes of the largest key blocks: SPEC.md, 6.1 and 6.2.
 const (
-	fixedFields    = 4 + 16 + 8 + 1 + 1 + 16 + 2 + 2 // all but tenant, kek_ref, wrapped and proof
-	maxBlock       = fixedFields + tenant.MaxID + MaxKEKRef + 512 + proofSize
+	fixedFields  = 4 + 16 + 8 + 1 + 1 + 16 + 2 + 2 // all but tenant, kek_ref, wrapped and proof
+	maxBlock     = fixedFields + tenant.MaxID + MaxKEKRef + 512 + proofSize
 	maxAlg3Block = fixedFields + tenant.MaxID + wrappedBranch // a DEK block of AlgBranch
 )
 

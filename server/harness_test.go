@@ -118,20 +118,6 @@ func (r *running) dial(t *testing.T, opts ...grpc.DialOption) *grpc.ClientConn {
 	return conn
 }
 
-// privateDir returns an empty directory that nobody else can write to, under
-// any umask.
-func privateDir(t *testing.T) string {
-	t.Helper()
-	dir, err := filepath.EvalSymlinks(t.TempDir())
-	if err == nil {
-		err = os.Chmod(dir, 0o700)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 // socketPath returns a free path that is short enough for a socket.
 func socketPath(t *testing.T) string {
 	t.Helper()

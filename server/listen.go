@@ -78,7 +78,7 @@ func bindAndRename(path string, mode fs.FileMode) (*UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making a directory beside socket %s: %w", path, err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 
 	name := filepath.Join(dir, tempName)
 	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: name, Net: "unix"})
@@ -88,7 +88,7 @@ func bindAndRename(path string, mode fs.FileMode) (*UnixListener, error) {
 	ln.SetUnlinkOnClose(false)
 	file, err := publish(name, path, mode)
 	if err != nil {
-		ln.Close()
+		_ = ln.Close()
 		return nil, err
 	}
 	l := &UnixListener{UnixListener: ln, path: path, file: file}
@@ -155,7 +155,7 @@ func checkReplaceable(path string) error {
 	}
 	conn, err := net.DialTimeout("unix", path, liveTimeout)
 	if err == nil {
-		conn.Close()
+		_ = conn.Close()
 		return fmt.Errorf("socket path %s: %w", path, ErrSocketInUse)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {

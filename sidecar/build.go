@@ -73,7 +73,10 @@ func (s *Sidecar) buildVaults(Options) error {
 	}
 	if kv.Cloud == devCloud {
 		cfg.Cloud = ""
-		cfg.DevVault = &azurekv.DevVault{Address: kv.DevVault.Address, Suffix: kv.DevVault.Suffix, CAFile: kv.DevVault.CAFile, TokenFile: kv.DevVault.TokenFile}
+		cfg.DevVault = &azurekv.DevVault{
+			Address: kv.DevVault.Address, Suffix: kv.DevVault.Suffix,
+			CAFile: kv.DevVault.CAFile, TokenFile: kv.DevVault.TokenFile,
+		}
 	}
 	for _, c := range kv.Credentials {
 		credential, err := newCredential(kv, c)

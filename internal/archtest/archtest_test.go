@@ -48,9 +48,6 @@ func TestRepository(t *testing.T) {
 			}
 		})
 	}
-	for pkg, lines := range r.medians() {
-		t.Logf("median function: %3d lines in %q", lines, pkg)
-	}
 }
 
 const smallDesign = "| level | package | may import of ours |\n|---|---|---|\n" +

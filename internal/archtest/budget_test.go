@@ -68,10 +68,11 @@ func (r *repo) medians() map[string]int {
 }
 
 func checkMedian(r *repo) []string {
-	if m := r.medians()[""]; m > maxMedian {
-		return []string{fmt.Sprintf("the median function has %d lines, over %d", m, maxMedian)}
+	m := r.medians()
+	if m[""] <= maxMedian {
+		return nil
 	}
-	return nil
+	return []string{fmt.Sprintf("the median function has %d lines, over %d; by package: %v", m[""], maxMedian, m)}
 }
 
 func checkSizes(r *repo) []string {

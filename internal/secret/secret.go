@@ -103,7 +103,7 @@ func newSlab(cfg Config, gs []grade) (*Slab, error) {
 	}
 	s := &Slab{level: level, shortfall: shortfall, mem: mem, size: cfg.Slots, free: make([]uint32, cfg.Slots)}
 	for i := range s.free {
-		s.free[i] = uint32(cfg.Slots - 1 - i)
+		s.free[i] = uint32(cfg.Slots - 1 - i) //nolint:gosec // Slots is bounded above
 	}
 	return s, nil
 }

@@ -11,7 +11,6 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
-	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
 
 	"github.com/keysidecar/keysidecar/kek"
@@ -286,5 +285,5 @@ func hasWrappedSize(alg kek.Alg, n int) bool {
 }
 
 func parameters(alg kek.Alg, value []byte) azkeys.KeyOperationParameters {
-	return azkeys.KeyOperationParameters{Algorithm: to.Ptr(azkeys.EncryptionAlgorithm(alg.String())), Value: value}
+	return azkeys.KeyOperationParameters{Algorithm: new(azkeys.EncryptionAlgorithm(alg.String())), Value: value}
 }

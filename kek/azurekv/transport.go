@@ -55,7 +55,7 @@ func (g *guard) Do(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	if err := g.check(resp, req.Header.Get("Authorization") != ""); err != nil {
-		resp.Body.Close()
+		_ = resp.Body.Close()
 		return nil, &refusal{err}
 	}
 	resp.Body = &boundedBody{body: resp.Body, left: maxBody}

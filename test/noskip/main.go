@@ -1,8 +1,7 @@
 // Command noskip runs go test with the arguments given and fails when a test
 // was skipped, or none ran.
 //
-// It prints a line for each package, everything that a failed package said,
-// and last how many tests passed, failed and were skipped. It is a module of
+// It prints what failed tests said, a line for each package, and last how many tests passed, failed and were skipped. It is a module of
 // its own so that it needs nothing but Go.
 package main
 
@@ -36,7 +35,7 @@ func run(args []string, out, errOut io.Writer) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	r := report{out: out, said: make(map[string]*strings.Builder)}
+	r := report{out: out, said: make(map[test]*strings.Builder)}
 	readErr := r.read(events)
 	if err := errors.Join(readErr, cmd.Wait()); err != nil {
 		return errors.Join(fmt.Errorf("running go test: %w", err), r.total())
@@ -50,12 +49,16 @@ type event struct {
 	Elapsed                                   float64
 }
 
+// A test is named by its package and its name, which is empty for what the
+// package says itself.
+type test struct{ pkg, name string }
+
 // A report is made of the events of one run.
 type report struct {
-	out                                io.Writer
-	said                               map[string]*strings.Builder // output by package
-	packages, passed, failed, untested int
-	skipped                            []string
+	out                      io.Writer
+	said                     map[test]*strings.Builder // until it has passed
+	packages, passed, failed int
+	skipped                  []string
 }
 
 // read takes events, one a line, until their end. Lines that are no events
@@ -84,10 +87,11 @@ func (r *report) take(e event) {
 	case e.Action == "build-output":
 		fmt.Fprint(r.out, e.Output)
 	case e.Action == "output":
-		if r.said[e.Package] == nil {
-			r.said[e.Package] = new(strings.Builder)
+		id := test{e.Package, e.Test}
+		if r.said[id] == nil {
+			r.said[id] = new(strings.Builder)
 		}
-		r.said[e.Package].WriteString(e.Output)
+		r.said[id].WriteString(e.Output)
 	case e.Test != "":
 		r.count(e)
 	case e.Action == "pass" || e.Action == "fail" || e.Action == "skip":
@@ -96,53 +100,58 @@ func (r *report) take(e event) {
 }
 
 func (r *report) count(e event) {
+	id := test{e.Package, e.Test}
 	switch e.Action {
 	case "pass":
 		r.passed++
+		delete(r.said, id)
 	case "fail":
 		r.failed++
+		r.print(id)
 	case "skip":
 		r.skipped = append(r.skipped, e.Package+" "+e.Test)
+		delete(r.said, id)
 	}
 }
 
 // finish prints what there is to say of a package. Its action is skip when it
-// has no tests, which is no skipped test.
+// has no tests, which is no skipped test. A test that has neither passed nor
+// failed was running when its package ended.
 func (r *report) finish(e event) {
-	said := r.said[e.Package]
-	delete(r.said, e.Package)
 	switch e.Action {
 	case "pass":
 		r.packages++
 		fmt.Fprintf(r.out, "ok    %s  %.1fs\n", e.Package, e.Elapsed)
-	case "skip":
-		r.untested++
 	case "fail":
 		r.packages++
-		if said != nil {
-			fmt.Fprint(r.out, quiet(said.String()))
+		for id := range r.said {
+			if id.pkg == e.Package {
+				r.print(id)
+			}
 		}
 		fmt.Fprintf(r.out, "FAIL  %s  %.1fs\n", e.Package, e.Elapsed)
 	}
+	delete(r.said, test{e.Package, ""})
 }
 
-// quiet leaves out the lines of go test -v that say that a test goes well.
-func quiet(said string) string {
-	var b strings.Builder
-	for line := range strings.Lines(said) {
-		text := strings.TrimLeft(line, " ")
-		if strings.HasPrefix(text, "=== ") || strings.HasPrefix(text, "--- PASS") || text == "PASS\n" || text == "FAIL\n" {
-			continue
-		}
-		b.WriteString(line)
+// print prints what a test said, but for the lines that only say that it runs.
+func (r *report) print(id test) {
+	said := r.said[id]
+	delete(r.said, id)
+	if said == nil {
+		return
 	}
-	return b.String()
+	for line := range strings.Lines(said.String()) {
+		if !strings.HasPrefix(line, "=== ") && line != "FAIL\n" {
+			fmt.Fprint(r.out, line)
+		}
+	}
 }
 
 // total prints the last lines and returns why the run is not good enough.
 func (r *report) total() error {
-	for _, test := range r.skipped {
-		fmt.Fprintf(r.out, "SKIP  %s\n", test)
+	for _, name := range r.skipped {
+		fmt.Fprintf(r.out, "SKIP  %s\n", name)
 	}
 	fmt.Fprintf(r.out, "%d passed, %d failed, %d skipped (tests and subtests of %d packages)\n",
 		r.passed, r.failed, len(r.skipped), r.packages)

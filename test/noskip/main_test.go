@@ -14,6 +14,11 @@ func TestReport(t *testing.T) {
 {"Action":"output","Package":"p","Test":"TestA","Output":"    a_test.go:1: bad\n"}
 {"Action":"fail","Package":"p","Test":"TestA"}
 {"Action":"fail","Package":"p","Elapsed":1}`, "    a_test.go:1: bad\nFAIL  p  1.0s\n0 passed, 1 failed, 0 skipped", "1 tests failed"},
+		{"passed beside a failed one", `{"Action":"output","Package":"p","Test":"TestA","Output":"chatter\n"}
+{"Action":"pass","Package":"p","Test":"TestA"}
+{"Action":"fail","Package":"p","Elapsed":1}`, "FAIL  p  1.0s\n1 passed", ""},
+		{"killed", `{"Action":"output","Package":"p","Test":"TestA","Output":"panic: bad\n"}
+{"Action":"fail","Package":"p","Elapsed":1}`, "panic: bad\nFAIL  p  1.0s\n0 passed", "no test ran"},
 		{"does not build", `{"Action":"build-output","ImportPath":"p","Output":"a.go:1: bad\n"}` + "\n" + pass, "a.go:1: bad\nok    p", ""},
 		{"no tests", `{"Action":"skip","Package":"p"}`, "0 passed, 0 failed, 0 skipped", "no test ran"},
 		{"nothing", "", "0 passed", "no test ran"},
@@ -21,7 +26,7 @@ func TestReport(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var out strings.Builder
-			r := report{out: &out, said: make(map[string]*strings.Builder)}
+			r := report{out: &out, said: make(map[test]*strings.Builder)}
 			if err := r.read(strings.NewReader(tt.events)); err != nil {
 				t.Fatal(err)
 			}
