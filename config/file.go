@@ -51,8 +51,7 @@ func readLimited(name string, limit int64) ([]byte, error) {
 
 // cause takes the path out of an error, because Problem names it.
 func cause(err error) error {
-	var pe *os.PathError
-	if errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*os.PathError](err); ok {
 		return pe.Err
 	}
 	return err

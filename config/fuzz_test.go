@@ -89,10 +89,7 @@ func TestDurationsAndSizesReadBack(t *testing.T) {
 			t.Errorf("%s: %s, %v", config.FormatDuration(d), got, err)
 		}
 		s := config.Size(rapid.Int64Range(0, 1<<62).Draw(t, "size"))
-		s = s >> rapid.IntRange(0, 6).Draw(t, "shift") << (10 * rapid.IntRange(0, 1).Draw(t, "KiB"))
-		if s < 0 {
-			s = 0
-		}
+		s = max(s>>rapid.IntRange(0, 6).Draw(t, "shift")<<(10*rapid.IntRange(0, 1).Draw(t, "KiB")), 0)
 		if got, err := config.ParseSize(s.String()); err != nil || got != s {
 			t.Errorf("%s: %d, %v", s, got, err)
 		}

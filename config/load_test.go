@@ -261,8 +261,8 @@ func checkMisspelt(t *testing.T, err error, line int, key string) {
 // countKeys counts the keys of a section and of those in it.
 func countKeys(section reflect.Type) int {
 	n := 0
-	for i := range section.NumField() {
-		f := section.Field(i)
+	for f := range section.Fields() {
+		f := f
 		if f.Tag.Get("yaml") == "-" {
 			continue
 		}

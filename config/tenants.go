@@ -103,8 +103,7 @@ func parseTenants(name string, data []byte, c *Config, ps *problems) *Tenants {
 	}
 	t := &Tenants{Path: name, Config: tf.config(c), kekLines: lines(f, "keks"), ruleLines: lines(f, "tenants")}
 	d, err := tenant.New(t.Config)
-	var bad *tenant.ConfigError
-	if errors.As(err, &bad) {
+	if bad, ok := errors.AsType[*tenant.ConfigError](err); ok {
 		for _, m := range bad.Mistakes {
 			f.addf(m.Path, "%s", m.Text)
 		}

@@ -94,8 +94,7 @@ func (e *Error) Unwrap() error { return e.Err }
 // ReasonOf returns the Reason of an error from a Wrapper, and Unreachable for
 // any other error.
 func ReasonOf(err error) Reason {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason
 	}
 	return Unreachable
@@ -103,8 +102,7 @@ func ReasonOf(err error) Reason {
 
 // RetryAfterOf returns how long the vault asked to wait, or zero.
 func RetryAfterOf(err error) time.Duration {
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		return e.RetryAfter
 	}
 	return 0

@@ -65,8 +65,7 @@ func (op *op) enter(id tenant.ID) error {
 // done reports the outcome, and returns it.
 func (op *op) done(ctx context.Context, res Result, err error) (Result, error) {
 	op.event.Duration = time.Since(op.start)
-	var e *Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*Error](err); ok {
 		op.event.Reason = e.Reason
 	}
 	op.event.Err = err

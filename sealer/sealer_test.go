@@ -139,8 +139,7 @@ func (r *rig) mustSeal(t *testing.T, req sealer.Request) sealer.Result {
 }
 
 func reasonOf(err error) sealer.Reason {
-	var e *sealer.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*sealer.Error](err); ok {
 		return e.Reason
 	}
 	return sealer.OK

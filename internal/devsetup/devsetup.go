@@ -42,7 +42,8 @@ func CheckTenants(ids []string) error {
 	}
 	for i, id := range ids {
 		if !legal.MatchString(id) || strings.Contains(id, "--") {
-			return fmt.Errorf("tenant %q cannot be a vault's name: 3 to 24 of [a-z0-9-], a letter first, no hyphen last and no two in a row", id)
+			return fmt.Errorf("tenant %q cannot be a vault's name: "+
+				"3 to 24 of [a-z0-9-], a letter first, no hyphen last and no two in a row", id)
 		}
 		if slices.Contains(ids[:i], id) {
 			return fmt.Errorf("tenant %q is named twice", id)

@@ -140,7 +140,7 @@ func leaked(out string, forms map[string]string) string {
 func TestRedactedForms(t *testing.T) {
 	s := newSlab(t, 1)
 	k, _ := put(t, s)
-	for _, verb := range strings.Fields("%v %+v %#v %x %s %q %d") {
+	for verb := range strings.FieldsSeq("%v %+v %#v %x %s %q %d") {
 		if got := fmt.Sprintf(verb, k); got != "REDACTED" {
 			t.Errorf("%s = %q", verb, got)
 		}
