@@ -78,10 +78,15 @@ func TestVersionsThatNeverUnwrappedAreForgotten(t *testing.T) {
 	forged := append([]byte(nil), prefix...)
 	parent := len(forged) - 256 - 2 - 2 - 16 // of an RSA-2048 block without proof
 	cold := info.ID
-	for i := range byte(10) {
+	for i := range byte(20) {
 		forged[parent], cold[0] = i, i
-		if err := r.open(t.Context(), forged, cold); kek.ReasonOf(err) != kek.NotFound {
-			t.Fatalf("ForOpen: %v, want not found", err)
+		want := kek.NotFound
+		if i >= 10 {
+			want = kek.Unreachable
+			r.vault.SetHook(down)
+		}
+		if err := r.open(t.Context(), forged, cold); err == nil || kek.ReasonOf(err) != want {
+			t.Fatalf("ForOpen: %v, want %s", err, want)
 		}
 	}
 	if n := r.Leases(); n != leases {
