@@ -75,11 +75,10 @@ func TestVersionsThatNeverUnwrappedAreForgotten(t *testing.T) {
 	r := newRig(t, nil)
 	prefix, info := r.seal(t)
 	leases := r.Leases()
-	forged := append([]byte(nil), prefix...)
+	forged, cold := append([]byte(nil), prefix...), info.ID
 	parent := len(forged) - 256 - 2 - 2 - 16 // of an RSA-2048 block without proof
-	cold := info.ID
 	for i := range byte(20) {
-		forged[parent], cold[0] = i, i
+		forged[parent], cold[0] = prefix[parent]^(i+1), info.ID[0]^(i+1)
 		want := kek.NotFound
 		if i >= 10 {
 			want = kek.Unreachable
