@@ -71,10 +71,11 @@ type Config[K, L comparable, V any] struct {
 	// forgotten first, over all shards, with at least one in each. Zero means
 	// 10,000.
 	NegativeEntries int
-	// Stale reports whether a value must not be served any more. A hit that is
-	// stale is dropped and counts as a miss. It is asked at every hit, with no
-	// lock held, and has to be quick. It is not asked for a value that a load
-	// just returned. Nil means never.
+	// Stale reports whether a value must not be served any more; once true it
+	// stays true. A hit that is stale is dropped and counts as a miss. A value
+	// that is stale when Put or a load brings it goes to whoever waits for it
+	// and is not kept. Stale is asked with no lock held, and has to be quick.
+	// Nil means never.
 	Stale func(V) bool
 	// Now is the clock of negative entries. Nil means time.Now.
 	Now func() time.Time
@@ -184,6 +185,7 @@ func (c *Cache[K, L, V]) Put(k K, v V) Ref[V] {
 	e := c.newEntry(k, v, 0)
 	_, gone := sh.put(e)
 	gone.leave()
+	c.keepFresh(sh, e)
 	return Ref[V]{&e.value}
 }
 
@@ -194,15 +196,38 @@ func (c *Cache[K, L, V]) Drop(k K) {
 }
 
 // DropIf removes every value for which f returns true, and returns how many.
-// It also keeps every load under way, of any key, from being stored, and from
-// being joined by later callers: their values are not known yet. So it costs
-// each of those keys a second load; it is not a way to look at the values.
+// It also keeps every load under way, of any key, from being stored: their
+// values are not known yet, and from being joined by later callers. So it costs
+// each of those keys a second load: what Stale can tell is for DropStale.
 // Errors are remembered as ever, so a load may call it on itself.
 //
 // f is called with no lock held, once for each value that is stored when
 // DropIf comes to its shard; it may use the cache, and must not retain the
 // value.
 func (c *Cache[K, L, V]) DropIf(f func(K, V) bool) int {
+	for _, sh := range c.shards {
+		sh.detachFlights()
+	}
+	return c.dropStored(f)
+}
+
+// DropStale removes every value that is stale, and returns how many. Loads
+// under way go on, and are joined: a value that is stale when it comes is not
+// kept. A load may call it.
+func (c *Cache[K, L, V]) DropStale() int {
+	if c.cfg.Stale == nil {
+		return 0
+	}
+	return c.dropStored(func(_ K, v V) bool { return c.cfg.Stale(v) })
+}
+
+// Each calls f, with no lock held, for each value that is stored when Each
+// comes to its shard. f may use the cache, and must not retain the value.
+func (c *Cache[K, L, V]) Each(f func(K, V)) {
+	c.dropStored(func(k K, v V) bool { f(k, v); return false })
+}
+
+func (c *Cache[K, L, V]) dropStored(f func(K, V) bool) int {
 	n := 0
 	for _, sh := range c.shards {
 		for _, e := range sh.snapshot() {

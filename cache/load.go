@@ -185,7 +185,16 @@ func (c *Cache[K, L, V]) deliver(sh *shard[K, L, V], f *flight[K, L, V], v V) {
 	gone := sh.land(f, e)
 	close(f.done)
 	gone.leave()
+	c.keepFresh(sh, e)
 	e.release()
+}
+
+// keepFresh takes e out again if it is stale. It is asked after e was stored:
+// what becomes stale before that is found here, and later by DropStale.
+func (c *Cache[K, L, V]) keepFresh(sh *shard[K, L, V], e *entry[K, V]) {
+	if c.cfg.Stale != nil && c.cfg.Stale(e.v) && sh.remove(e) {
+		e.leave()
+	}
 }
 
 // dropIfStale keeps a stale value from outliving the load that replaces it.

@@ -232,12 +232,15 @@ func (sh *shard[K, L, V]) drop(k K) *entry[K, V] {
 	return nil
 }
 
-// snapshot detaches all flights, and returns every entry with a reference
-// each, oldest use first.
-func (sh *shard[K, L, V]) snapshot() []*entry[K, V] {
+// detachFlights keeps every load under way from being stored.
+func (sh *shard[K, L, V]) detachFlights() {
 	sh.missMu.Lock()
 	defer sh.missMu.Unlock()
 	sh.detachAll()
+}
+
+// snapshot returns every entry with a reference each, oldest use first.
+func (sh *shard[K, L, V]) snapshot() []*entry[K, V] {
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
 	es := sh.entries.Values()

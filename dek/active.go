@@ -6,6 +6,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/keysidecar/keysidecar/kek"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -19,15 +20,21 @@ const (
 	over               // seal no more
 )
 
-// retryMint is how long after a failed replacement the next is tried.
-const retryMint = 30 * time.Second
+const (
+	// maxRetry is how long after a failed replacement the next is tried, at
+	// most: less where PollInterval is short.
+	maxRetry = 30 * time.Second
+	// maxWait is how long a message waits for a replacement that has to come
+	// first, while the old DEK is still good.
+	maxWait = 500 * time.Millisecond
+)
 
 // active is a tenant's active DEK, without the key itself: that is in the
 // cache under its ID, and is unwrapped again when it has been evicted.
 type active struct {
 	tenant tenant.ID
 	info   Info
-	kek    tenantKEK
+	kek    kek.Key
 	block  []byte // the encoded key block
 	prefix []byte // the bundle up to the envelope
 	lease  *lease
@@ -47,7 +54,8 @@ func (a *active) charge(cfg *Config, n int) bool {
 
 // phase returns what a is good for now. KEK versions are followed within one
 // PollInterval: each tenant starts at a moment of its own, and from the end of
-// that time on nobody seals under the old version while the vault answers.
+// that time on nobody seals under the old version while the vault answers
+// within maxWait.
 func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 	messages, bytes := a.messages.Load(), a.bytes.Load()
 	if !now.Before(a.hard) || messages >= cfg.MaxMessages || bytes >= cfg.MaxBytes {
@@ -58,7 +66,7 @@ func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 		p = due
 	}
 	if n := a.view.newest.Load(); n != nil && n.version != a.info.KEKVersion {
-		spread := time.Duration((1 - pollShare) * float64(cfg.PollInterval))
+		spread := time.Duration(spreadShare * float64(cfg.PollInterval))
 		turn := time.Duration(maphash.String(seed, a.tenant.String()) % uint64(spread+1)) //nolint:gosec // at most spread
 		switch since := now.Sub(n.since); {
 		case since >= spread:
@@ -75,9 +83,10 @@ func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 
 // claimRetry reports whether the caller is the one to try a replacement now.
 // Others seal on with the old DEK meanwhile.
-func (a *active) claimRetry(now time.Time) bool {
+func (a *active) claimRetry(cfg *Config, now time.Time) bool {
 	old := a.retryAt.Load()
-	return now.UnixNano() >= old && a.retryAt.CompareAndSwap(old, now.Add(retryMint).UnixNano())
+	pause := min(maxRetry, time.Duration(tickShare*float64(cfg.PollInterval)))
+	return now.UnixNano() >= old && a.retryAt.CompareAndSwap(old, now.Add(pause).UnixNano())
 }
 
 func (a *active) logAttrs(err error) []slog.Attr {

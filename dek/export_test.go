@@ -21,5 +21,9 @@ func (s *Source) MintAgain(ctx context.Context, t *tenant.Entry) (envelope.ID, e
 func (s *Source) Leases() int {
 	s.leases.mu.Lock()
 	defer s.leases.mu.Unlock()
-	return len(s.leases.byKey)
+	n := 0
+	for _, versions := range s.leases.byKEK {
+		n += len(versions)
+	}
+	return n
 }

@@ -13,8 +13,9 @@ import (
 // lease it was unwrapped under, so that fencing all of them is one store.
 type lease struct {
 	fenced atomic.Bool
-	calls  int  // to the vault, under way; guarded by leases.mu
-	proven bool // a call has succeeded; guarded by leases.mu
+	key    leaseKey
+	users  int  // calls to the vault, cached DEKs and active DEKs; guarded by leases.mu
+	proven bool // a DEK was unwrapped under it; guarded by leases.mu
 }
 
 type leaseKey struct {
@@ -22,73 +23,112 @@ type leaseKey struct {
 	version kek.Version
 }
 
-// leases holds the lease of every KEK version that has unwrapped something or
-// is being asked to.
+// leases holds the lease of every KEK version under which a DEK is held, or
+// is being unwrapped. Blocks can name any version: what nobody uses any more
+// is forgotten.
 type leases struct {
 	mu    sync.Mutex
-	byKey map[leaseKey]*lease
+	byKEK map[kek.Key]map[kek.Version]*lease
 }
 
-// begin is called before a call to the vault, and returns the lease that its
-// success would be under. A fence while the call is under way fences that
-// lease: the caller has its answer, and nothing stays in the cache.
-func (l *leases) begin(k kek.Key, v kek.Version) *lease {
+// use returns the lease of v, and counts a user. It is called before a call
+// to the vault: a fence while the call is under way fences the lease, so that
+// the caller has its answer and nothing stays in the cache.
+func (l *leases) use(k kek.Key, v kek.Version) *lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.byKey == nil {
-		l.byKey = make(map[leaseKey]*lease)
+	if l.byKEK == nil {
+		l.byKEK = make(map[kek.Key]map[kek.Version]*lease)
 	}
-	key := leaseKey{k, v}
-	if l.byKey[key] == nil {
-		l.byKey[key] = &lease{}
+	if l.byKEK[k] == nil {
+		l.byKEK[k] = make(map[kek.Version]*lease)
 	}
-	l.byKey[key].calls++
-	return l.byKey[key]
+	if l.byKEK[k][v] == nil {
+		l.byKEK[k][v] = &lease{key: leaseKey{k, v}}
+	}
+	l.byKEK[k][v].users++
+	return l.byKEK[k][v]
 }
 
-// end is called after the call that begin announced. A version that never
-// unwrapped anything is forgotten: blocks can name any.
-func (l *leases) end(k kek.Key, v kek.Version, lease *lease, ok bool) {
+// prove notes that a DEK was unwrapped under a lease that the caller uses, and
+// counts more users of it.
+func (l *leases) prove(lease *lease, more int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	lease.calls--
-	lease.proven = lease.proven || ok
-	if key := (leaseKey{k, v}); !lease.proven && lease.calls == 0 && l.byKey[key] == lease {
-		delete(l.byKey, key)
+	lease.users += more
+	lease.proven = true
+}
+
+// leave takes a user off.
+func (l *leases) leave(lease *lease) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if lease.users--; lease.users == 0 {
+		l.forget(lease)
 	}
 }
 
-// fence fences version v of k, or all its versions if v is zero. It reports
-// whether anything had been unwrapped under one of them.
-func (l *leases) fence(k kek.Key, v kek.Version) bool {
+// forget takes a lease off the table, if it is still there.
+func (l *leases) forget(lease *lease) {
+	versions := l.byKEK[lease.key.kek]
+	if versions[lease.key.version] != lease {
+		return
+	}
+	delete(versions, lease.key.version)
+	if len(versions) == 0 {
+		delete(l.byKEK, lease.key.kek)
+	}
+}
+
+// fenceVersion fences version v of k, and fenceKEK every version. They report
+// whether a DEK had been unwrapped under one of them.
+func (l *leases) fenceVersion(k kek.Key, v kek.Version) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	lease := l.byKEK[k][v]
+	return lease != nil && l.fence(lease)
+}
+
+func (l *leases) fenceKEK(k kek.Key) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	found := false
-	for key, lease := range l.byKey {
-		if key.kek == k && (v.IsZero() || key.version == v) {
-			lease.fenced.Store(true)
-			delete(l.byKey, key)
-			found = found || lease.proven
-		}
+	for _, lease := range l.byKEK[k] {
+		found = l.fence(lease) || found
 	}
 	return found
 }
 
-// refused drops what was unwrapped under a KEK version that its owner now
-// refuses; with a zero version, under any version of the KEK. DEKs that the
-// refusal does not concern are unwrapped again when they are next used.
-func (s *Source) refused(ctx context.Context, k kek.Key, v kek.Version, err error) {
-	reason := kek.ReasonOf(err)
-	if !reason.Refusal() || !s.leases.fence(k, v) {
-		return
+func (l *leases) fence(lease *lease) bool {
+	lease.fenced.Store(true)
+	l.forget(lease)
+	return lease.proven
+}
+
+// versionRefused drops what was unwrapped under a version that the KEK's owner
+// now refuses.
+func (s *Source) versionRefused(ctx context.Context, k kek.Key, v kek.Version, err error) {
+	if kek.ReasonOf(err).Refusal() && s.leases.fenceVersion(k, v) {
+		s.dropFenced(ctx, Info{KEKRef: k.Ref, KEKVersion: v, Region: k.Region}, k.Vault, err)
 	}
+}
+
+// kekRefused drops what was unwrapped under any version of a KEK. DEKs that
+// the refusal does not concern are unwrapped again when they are next used.
+func (s *Source) kekRefused(ctx context.Context, k kek.Key, err error) {
+	if kek.ReasonOf(err).Refusal() && s.leases.fenceKEK(k) {
+		s.dropFenced(ctx, Info{KEKRef: k.Ref, Region: k.Region}, k.Vault, err)
+	}
+}
+
+func (s *Source) dropFenced(ctx context.Context, info Info, vault string, cause error) {
 	s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "KEK refused, its DEKs dropped: see its vault's access and state",
-		slog.String("kek", k.Ref), slog.String("vault", k.Vault), slog.String("version", v.String()), slog.Any("cause", err))
-	event := Event{Kind: Fenced, Info: Info{KEKRef: k.Ref, KEKVersion: v, Region: k.Region}, Reason: reason}
-	if err := s.cfg.Record(ctx, event); err != nil {
+		slog.String("kek", info.KEKRef), slog.String("vault", vault),
+		slog.String("version", info.KEKVersion.String()), slog.Any("cause", cause))
+	if err := s.cfg.Record(ctx, Event{Kind: Fenced, Info: info, Reason: kek.ReasonOf(cause)}); err != nil {
 		// Fencing takes effect whether or not it can be recorded.
-		s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "fence not recorded", slog.String("kek", k.Ref), slog.Any("cause", err))
+		s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "fence not recorded", slog.String("kek", info.KEKRef), slog.Any("cause", err))
 	}
-	s.keys.DropIf(func(_ cacheKey, h *held) bool { return h.lease.fenced.Load() })
-	s.actives.DropIf(func(_ tenantKey, a *active) bool { return a.lease.fenced.Load() })
+	s.keys.DropStale()
+	s.actives.DropStale()
 }

@@ -8,9 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	mathrand "math/rand/v2"
-	"sync/atomic"
 	"time"
 
+	"github.com/keysidecar/keysidecar/cache"
 	"github.com/keysidecar/keysidecar/envelope"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek"
@@ -19,13 +19,11 @@ import (
 
 var errOverLimit = errors.New("message is over the usage limit of a DEK")
 
-type counter = atomic.Uint64
-
 // mintNow mints the tenant's next DEK after pred, which may be nil, and makes
 // it active. Callers who ask at the same time share one mint; who asks when it
 // is done gets its DEK.
 func (s *Source) mintNow(ctx context.Context, t *tenant.Entry, pred *active, admit func() error) (*active, error) {
-	ref, err := s.mints.Load(ctx, t.ID, t.ID, admit, func(ctx context.Context) (*active, error) {
+	ref, err := s.mints.Load(ctx, t.ID, t.KEKs[0], admit, func(ctx context.Context) (*active, error) {
 		if a := s.current(t); a != nil && a != pred {
 			return a, nil
 		}
@@ -48,7 +46,7 @@ func (s *Source) mintNow(ctx context.Context, t *tenant.Entry, pred *active, adm
 func (s *Source) mintAhead(t *tenant.Entry, a *active) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.LoadTimeout)
 	defer cancel()
-	if _, err := s.mintNow(ctx, t, a, nil); err != nil {
+	if _, err := s.mintNow(ctx, t, a, nil); err != nil && !errors.Is(err, cache.ErrClosed) {
 		s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting the next DEK ahead, will try again", a.logAttrs(err)...)
 	}
 }
@@ -67,7 +65,7 @@ func (s *Source) mint(ctx context.Context, t *tenant.Entry) (*active, error) {
 		if err == nil {
 			return a, nil
 		}
-		s.refused(ctx, k, version, err)
+		s.versionRefused(ctx, k, version, err)
 		if again || !kek.ReasonOf(err).Refusal() {
 			return nil, err
 		}
@@ -81,21 +79,21 @@ func (s *Source) mintUnder(ctx context.Context, t tenant.ID, k kek.Key, v kek.Ve
 	}
 	info := Info{ID: envelope.DEKID(dek, envelope.PurposeSeal, t), KEKRef: k.Ref, KEKVersion: v, Region: k.Region}
 	event := func(kind EventKind) error { return s.record(ctx, Event{Kind: kind, Tenant: t, Info: info}) }
-	lease := s.leases.begin(k, v)
+	lease := s.leases.use(k, v)
 	wrapped, err := s.wrapAndProve(ctx, k, v, dek, event)
-	s.leases.end(k, v, lease, err == nil)
 	if err == nil {
 		err = event(Activated)
 	}
+	var a *active
+	if err == nil {
+		a, err = s.newActive(t, k, info, wrapped, view)
+	}
 	if err != nil {
+		s.leases.leave(lease)
 		dek.Wipe()
 		return nil, err
 	}
-	a, err := s.newActive(t, k, info, wrapped, view)
-	if err != nil {
-		dek.Wipe()
-		return nil, err
-	}
+	s.leases.prove(lease, 1) // one for the active DEK, one for the key
 	a.lease = lease
 	s.keys.Put(cacheKey{envelope.PurposeSeal, t, info.ID}, &held{dek, info, lease}).Release()
 	s.actives.Put(t, a).Release()

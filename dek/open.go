@@ -42,7 +42,7 @@ func (s *Source) ForOpen(ctx context.Context, t tenant.ID, id envelope.ID, candi
 		if err == nil {
 			return Ref{ref: ref}, nil
 		}
-		if ctx.Err() != nil || !noAnswer(err) {
+		if !noAnswer(err) {
 			return Ref{}, err
 		}
 		if i == 0 {
@@ -78,14 +78,26 @@ func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, 
 		return nil, err
 	}
 	version := kek.Version(block.Parent)
-	dek, lease, err := s.ask(ctx, c.KEK, version, block.Wrapped)
+	lease := s.leases.use(c.KEK, version)
+	dek, err := s.ask(ctx, c.KEK, version, block.Wrapped)
 	if err == nil && len(c.Branch) > 0 {
 		dek, err = s.throughBranch(dek, c.Block)
 	}
+	info := Info{ID: key.id, KEKRef: c.KEK.Ref, KEKVersion: version, Region: c.KEK.Region}
+	if err == nil {
+		err = s.accept(ctx, dek, key, info)
+	}
 	if err != nil {
+		s.leases.leave(lease)
 		return nil, err
 	}
-	info := Info{ID: key.id, KEKRef: c.KEK.Ref, KEKVersion: version, Region: c.KEK.Region}
+	s.leases.prove(lease, 0)
+	return &held{key: dek, info: info, lease: lease}, nil
+}
+
+// accept checks that dek is the DEK that key names, and records it. If not, it
+// wipes dek.
+func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info Info) (err error) {
 	if envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
 		err = ErrMismatch
 	} else {
@@ -93,27 +105,27 @@ func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, 
 	}
 	if err != nil {
 		dek.Wipe()
-		return nil, err
 	}
-	return &held{key: dek, info: info, lease: lease}, nil
+	return err
 }
 
 // ask has the vault unwrap a key into the slab. A refusal drops what was
-// unwrapped under that version before.
-func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []byte) (*secret.Key, *lease, error) {
+// unwrapped under that version before. No vault has a version zero.
+func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []byte) (*secret.Key, error) {
+	if v.IsZero() {
+		return nil, &kek.Error{Reason: kek.NotFound, Op: "unwrap", Ref: k.Ref, Err: errors.New("block names KEK version zero")}
+	}
 	key, err := s.cfg.Slab.Put(new([secret.Size]byte))
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	lease := s.leases.begin(k, v)
 	secret.Do(func() { err = s.cfg.KEKs.Unwrap(ctx, k, v, wrapped, key.Expose()) })
-	s.leases.end(k, v, lease, err == nil)
 	if err != nil {
 		key.Wipe()
-		s.refused(ctx, k, v, err)
-		return nil, nil, err
+		s.versionRefused(ctx, k, v, err)
+		return nil, err
 	}
-	return key, lease, nil
+	return key, nil
 }
 
 // throughBranch unwraps a DEK block with its branch key, and wipes that.

@@ -2,9 +2,10 @@ package dek
 
 import (
 	"context"
-	"encoding/binary"
 	"hash/maphash"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/keysidecar/keysidecar/cache"
@@ -25,11 +26,6 @@ type cacheKey struct {
 // DEK ID is a load of its own, and fails nobody else.
 type flightKey [32]byte
 
-type (
-	tenantKey = tenant.ID
-	tenantKEK = kek.Key
-)
-
 // held is an unwrapped DEK in the cache. The cache owns it.
 type held struct {
 	key   *secret.Key
@@ -42,15 +38,15 @@ type Source struct {
 	cfg     Config
 	seed    maphash.Seed
 	keys    *cache.Cache[cacheKey, flightKey, *held]
-	actives *cache.Cache[tenantKey, tenantKey, *active]
-	mints   *cache.Cache[tenantKey, tenantKey, *active] // keeps nothing but flights and failures
+	actives *cache.Cache[tenant.ID, kek.Key, *active]
+	mints   *cache.Cache[tenant.ID, kek.Key, *active] // keeps flights and failures only
 	leases  leases
 	views   views
-	minted  counter
-	failed  counter
+	minted  atomic.Uint64
+	failed  atomic.Uint64
 
-	stop    context.CancelFunc
-	stopped chan struct{}
+	stop       context.CancelFunc
+	background sync.WaitGroup
 }
 
 // New returns a Source, and starts one goroutine that asks for new KEK
@@ -59,27 +55,24 @@ func New(cfg Config) (*Source, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, seed: maphash.MakeSeed(), stopped: make(chan struct{})}
+	s := &Source{cfg: cfg, seed: maphash.MakeSeed()}
 	if err := s.makeCaches(); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
 	s.stop = stop
-	go func() {
-		defer close(s.stopped)
-		s.poll(ctx)
-	}()
+	s.background.Go(func() { s.poll(ctx) })
 	return s, nil
 }
 
 func (s *Source) makeCaches() (err error) {
 	s.keys, err = cache.New(cache.Config[cacheKey, flightKey, *held]{
 		Entries:         s.cfg.CacheEntries,
-		Hash:            func(k cacheKey) uint64 { return binary.BigEndian.Uint64(k.id[:8]) },
+		Hash:            func(k cacheKey) uint64 { return maphash.Bytes(s.seed, k.id[:]) },
 		Group:           func(k cacheKey) string { return k.tenant.String() },
 		GroupShare:      s.cfg.TenantShare,
 		LoadTimeout:     s.cfg.LoadTimeout,
-		Release:         func(h *held) { h.key.Wipe() },
+		Release:         func(h *held) { h.key.Wipe(); s.leases.leave(h.lease) },
 		Stale:           func(h *held) bool { return h.lease.fenced.Load() },
 		NegativeTTL:     s.negativeTTL,
 		NegativeEntries: s.cfg.Negative.Entries,
@@ -87,10 +80,11 @@ func (s *Source) makeCaches() (err error) {
 	if err != nil {
 		return err
 	}
-	byTenant := cache.Config[tenantKey, tenantKey, *active]{
+	byTenant := cache.Config[tenant.ID, kek.Key, *active]{
 		Entries: s.cfg.CacheEntries,
-		Hash:    func(t tenantKey) uint64 { return maphash.String(s.seed, t.String()) },
+		Hash:    func(t tenant.ID) uint64 { return maphash.String(s.seed, t.String()) },
 		Stale:   func(a *active) bool { return a.lease.fenced.Load() },
+		Release: func(a *active) { s.leases.leave(a.lease) },
 	}
 	if s.actives, err = cache.New(byTenant); err != nil {
 		return err
@@ -99,6 +93,7 @@ func (s *Source) makeCaches() (err error) {
 	byTenant.NegativeTTL = s.negativeTTL
 	byTenant.NegativeEntries = s.cfg.Negative.Entries
 	byTenant.Stale = func(*active) bool { return true }
+	byTenant.Release = nil // the active DEKs are those of s.actives
 	s.mints, err = cache.New(byTenant)
 	return err
 }
@@ -107,8 +102,8 @@ func (s *Source) makeCaches() (err error) {
 // not in use; those are wiped when their last Ref is released.
 func (s *Source) Close() {
 	s.stop()
-	<-s.stopped
 	s.mints.Close()
+	s.background.Wait()
 	s.actives.Close()
 	s.keys.Close()
 }
@@ -161,24 +156,30 @@ func (s *Source) active(ctx context.Context, t *tenant.Entry, admit func() error
 	now := time.Now()
 	switch a.phase(&s.cfg, s.seed, now) {
 	case due:
-		if a.claimRetry(now) {
-			go s.mintAhead(t, a)
+		if a.claimRetry(&s.cfg, now) {
+			s.background.Go(func() { s.mintAhead(t, a) })
 		}
 	case wait:
-		next, err := s.mintNow(ctx, t, a, admit)
-		if err == nil {
-			return next, nil
-		}
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if a.claimRetry(time.Now()) {
-			s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting under the new KEK version, sealing on under the old", a.logAttrs(err)...)
-		}
+		return s.replace(ctx, t, a, admit), nil
 	case over:
 		return s.mintNow(ctx, t, a, admit)
 	}
 	return a, nil
+}
+
+// replace mints the DEK after a, and returns a if that does not work at once.
+// The mint goes on all the same.
+func (s *Source) replace(ctx context.Context, t *tenant.Entry, a *active, admit func() error) *active {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
+	defer cancel()
+	next, err := s.mintNow(ctx, t, a, admit)
+	if err == nil {
+		return next
+	}
+	if a.claimRetry(&s.cfg, time.Now()) {
+		s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting under the new KEK version, sealing on under the old", a.logAttrs(err)...)
+	}
+	return a
 }
 
 // current returns the tenant's active DEK, or nil if there is none under the

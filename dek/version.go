@@ -4,22 +4,26 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/tenant"
 )
 
-// pollShare is the part of PollInterval after which a KEK is asked for its
-// newest version again. The rest is for replacing the active DEKs, spread
-// evenly, so that within PollInterval no bundle names an older version.
-const pollShare = 0.8
+// A KEK is asked for its newest version after pollShare of PollInterval, give
+// or take a tick. Its tenants then move to a newer version one by one, spread
+// over spreadShare, so that within PollInterval no bundle names an older one.
+const (
+	pollShare   = 0.7
+	spreadShare = 0.2
+	tickShare   = 0.05
+)
 
-// polls is how many KEKs are polled at once.
-const polls = 4
+// maxPolls is how many vaults are polled at once.
+const maxPolls = 64
 
 // newest is what a KEK's vault said its newest usable version is.
 type newest struct {
@@ -33,22 +37,25 @@ type view struct {
 	kek    kek.Key
 	newest atomic.Pointer[newest]
 
-	mu      sync.Mutex // held over the poll: one at a time
+	mu      sync.Mutex // held over the question: one at a time
 	asked   time.Time  // when the last answer was asked for
 	nextAsk time.Time
+	failure error     // of the last question, until silent
+	silent  time.Time // before which a failure is not asked for again
 }
 
-// views holds the view of every KEK that minted lately.
+// views holds the view of every KEK that has minted an active DEK.
 type views struct {
 	mu    sync.Mutex
 	byKEK map[kek.Key]*view
+	busy  map[string]bool // vaults being polled
 }
 
 func (vs *views) of(k kek.Key) *view {
 	vs.mu.Lock()
 	defer vs.mu.Unlock()
 	if vs.byKEK == nil {
-		vs.byKEK = make(map[kek.Key]*view)
+		vs.byKEK, vs.busy = make(map[kek.Key]*view), make(map[string]bool)
 	}
 	v := vs.byKEK[k]
 	if v == nil {
@@ -75,6 +82,24 @@ func (vs *views) keep(used map[*view]bool) {
 	}
 }
 
+// claim reports whether the caller may poll a vault: nobody else does, and not
+// too many others are being polled.
+func (vs *views) claim(vault string) bool {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	if vs.busy[vault] || len(vs.busy) >= maxPolls {
+		return false
+	}
+	vs.busy[vault] = true
+	return true
+}
+
+func (vs *views) unclaim(vault string) {
+	vs.mu.Lock()
+	defer vs.mu.Unlock()
+	delete(vs.busy, vault)
+}
+
 // version returns the newest version of k for a mint. It asks the vault when
 // the last answer is older than PollInterval, or when again is set; an answer
 // up to MaxVersionAge old serves when the vault does not answer.
@@ -84,7 +109,10 @@ func (s *Source) version(ctx context.Context, v *view, again bool) (kek.Version,
 	if n := v.newest.Load(); n != nil && !again && time.Since(v.asked) < s.cfg.PollInterval {
 		return n.version, nil
 	}
-	err := s.askNewest(ctx, v)
+	err := v.failure
+	if !time.Now().Before(v.silent) {
+		err = s.askNewest(ctx, v)
+	}
 	n := v.newest.Load()
 	if err == nil || n != nil && !again && !kek.ReasonOf(err).Refusal() && time.Since(v.asked) < s.cfg.MaxVersionAge {
 		return n.version, nil
@@ -95,13 +123,15 @@ func (s *Source) version(ctx context.Context, v *view, again bool) (kek.Version,
 // askNewest asks the vault for the newest version. The caller holds v.mu.
 func (s *Source) askNewest(ctx context.Context, v *view) error {
 	start := time.Now()
-	v.nextAsk = start.Add(time.Duration(pollShare * (0.9 + 0.1*rand.Float64()) * float64(s.cfg.PollInterval)))
+	v.nextAsk = start.Add(s.share(pollShare * (0.9 + 0.1*rand.Float64())))
 	version, err := s.cfg.KEKs.Newest(ctx, v.kek)
 	if err != nil {
-		s.refused(ctx, v.kek, kek.Version{}, err)
+		v.nextAsk = start.Add(s.share(2 * tickShare))
+		v.failure, v.silent = err, time.Now().Add(s.cfg.Negative.ttl(err))
+		s.kekRefused(ctx, v.kek, err)
 		return err
 	}
-	v.asked = start
+	v.asked, v.failure, v.silent = start, nil, time.Time{}
 	if old := v.newest.Load(); old == nil || old.version != version {
 		v.newest.Store(&newest{version: version, since: time.Now()})
 		s.cfg.Logger.LogAttrs(ctx, slog.LevelInfo, "KEK version", slog.String("kek", v.kek.Ref), slog.String("version", version.String()))
@@ -109,9 +139,14 @@ func (s *Source) askNewest(ctx context.Context, v *view) error {
 	return nil
 }
 
+// share returns a part of PollInterval.
+func (s *Source) share(part float64) time.Duration {
+	return time.Duration(part * float64(s.cfg.PollInterval))
+}
+
 // poll asks for new versions until ctx ends.
 func (s *Source) poll(ctx context.Context) {
-	tick := time.NewTicker(max(s.cfg.PollInterval/20, time.Millisecond))
+	tick := time.NewTicker(max(s.share(tickShare), time.Millisecond))
 	defer tick.Stop()
 	for {
 		select {
@@ -123,30 +158,57 @@ func (s *Source) poll(ctx context.Context) {
 	}
 }
 
+// pollDue starts asking what is due, each vault on a goroutine of its own: one
+// that hangs delays nobody else.
 func (s *Source) pollDue(ctx context.Context) {
 	used := make(map[*view]bool)
-	s.actives.DropIf(func(_ tenantKey, a *active) bool { used[a.view] = true; return false })
+	s.actives.Each(func(_ tenant.ID, a *active) { used[a.view] = true })
 	s.views.keep(used)
-	var group errgroup.Group
-	group.SetLimit(polls)
+	vaults := make(map[string][]*view)
 	for v := range used {
-		group.Go(func() error { s.pollOne(ctx, v); return nil })
+		vaults[v.kek.Vault] = append(vaults[v.kek.Vault], v)
 	}
-	_ = group.Wait() // pollOne logs
+	for vault, views := range vaults {
+		if s.views.claim(vault) {
+			s.background.Go(func() {
+				defer s.views.unclaim(vault)
+				s.pollVault(ctx, views)
+			})
+		}
+	}
 }
 
-func (s *Source) pollOne(ctx context.Context, v *view) {
-	if !v.mu.TryLock() {
-		return // a mint is asking
+// pollVault asks a vault about its KEKs that are due, the longest due first,
+// until one gets no answer: the others are for the next round.
+func (s *Source) pollVault(ctx context.Context, views []*view) {
+	due := make(map[*view]time.Time)
+	for _, v := range views {
+		if !v.mu.TryLock() {
+			continue // a mint is asking
+		}
+		if !time.Now().Before(v.nextAsk) {
+			due[v] = v.nextAsk
+		}
+		v.mu.Unlock()
 	}
+	views = slices.DeleteFunc(views, func(v *view) bool { _, ok := due[v]; return !ok })
+	slices.SortFunc(views, func(a, b *view) int { return due[a].Compare(due[b]) })
+	for _, v := range views {
+		if err := s.pollOne(ctx, v); noAnswer(err) {
+			return
+		}
+	}
+}
+
+func (s *Source) pollOne(ctx context.Context, v *view) error {
+	v.mu.Lock()
 	defer v.mu.Unlock()
-	if time.Now().Before(v.nextAsk) {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.LoadTimeout)
 	defer cancel()
-	if err := s.askNewest(ctx, v); err != nil && ctx.Err() != context.Canceled {
+	err := s.askNewest(ctx, v)
+	if err != nil && ctx.Err() != context.Canceled {
 		s.cfg.Logger.LogAttrs(ctx, slog.LevelWarn, "asking for the KEK's newest version, will ask again",
 			slog.String("kek", v.kek.Ref), slog.String("vault", v.kek.Vault), slog.Any("cause", err))
 	}
+	return err
 }
