@@ -8,6 +8,7 @@ package kek
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 )
 
@@ -59,7 +60,7 @@ func (v Version) String() string { return hex.EncodeToString(v[:]) }
 // IsZero reports whether v is the zero Version, which no vault hands out.
 func (v Version) IsZero() bool { return v == Version{} }
 
-// ParseVersion decodes exactly 32 lower-case hex digits.
+// ParseVersion decodes exactly 32 lower-case hex digits, not all zero.
 func ParseVersion(s string) (Version, error) {
 	var v Version
 	if len(s) != 2*len(v) {
@@ -72,6 +73,9 @@ func ParseVersion(s string) (Version, error) {
 	}
 	if _, err := hex.Decode(v[:], []byte(s)); err != nil {
 		return Version{}, fmt.Errorf("KEK version %q: %w", s, err)
+	}
+	if v.IsZero() {
+		return Version{}, errors.New("KEK version is zero")
 	}
 	return v, nil
 }
