@@ -8,27 +8,48 @@
 # Usage: docs/demo.sh PATH-TO-KEYSIDECAR
 set -eu
 
+[ $# -eq 1 ] || { echo "usage: docs/demo.sh PATH-TO-KEYSIDECAR" >&2; exit 2; }
 keysidecar=$1
 here=$(dirname "$0")
 dir=$(mktemp -d)
+socket=$dir/dev/keysidecar.sock
 pid=
-stop() {
-  if [ -n "$pid" ]; then kill "$pid" 2>/dev/null && wait "$pid" || true; pid=; fi
-}
-trap 'stop; rm -rf "$dir"' EXIT
+bold='' plain=''
+if [ -t 1 ]; then bold=$(printf '\033[1m') plain=$(printf '\033[0m'); fi
 
-say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-start() {
+clean() {
+  if [ -n "$pid" ]; then kill "$pid" 2>/dev/null && wait "$pid" || true; fi
+  rm -rf "$dir"
+}
+trap clean EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+say() { printf '\n%s%s%s\n' "$bold" "$*" "$plain"; }
+die() { echo "demo: $*" >&2; exit 1; }
+start() { # waits until the sidecar serves, at most as long as it lives and 20 s
   "$keysidecar" dev --dir "$dir/dev" --tenant acme --tenant globex >"$dir/log" 2>&1 &
   pid=$!
-  "$keysidecar" probe --socket "$dir/dev/keysidecar.sock" --wait 10s >/dev/null || { tail -n 20 "$dir/log"; exit 1; }
+  tries=100
+  until "$keysidecar" probe --socket "$socket" --wait 200ms >/dev/null 2>&1; do
+    tries=$((tries - 1))
+    if [ "$tries" -eq 0 ] || ! kill -0 "$pid" 2>/dev/null; then
+      die "the sidecar does not start: $(tail -n 20 "$dir/log")"
+    fi
+  done
 }
-ks() { verb=$1; shift; "$keysidecar" "$verb" --socket "$dir/dev/keysidecar.sock" "$@"; }
+stop() {
+  kill "$pid"
+  wait "$pid" || die "the sidecar ends with exit code $?: $(tail -n 20 "$dir/log")"
+  pid=
+}
+ks() { verb=$1; shift; "$keysidecar" "$verb" --socket "$socket" "$@"; }
 refused() { # runs a command that has to fail with exit code 42, and shows why
-  if out=$("$@" 2>&1); then echo "NOT refused: $*"; exit 1; else code=$?; fi
-  [ "$code" -eq 42 ] || { echo "exit code $code, not 42: $out"; exit 1; }
-  echo "  refused: $out" | cut -c1-150
+  if out=$("$@" 2>&1); then die "NOT refused: $*"; else code=$?; fi
+  [ "$code" -eq 42 ] || die "exit code $code, not 42: $out"
+  printf '%s\n' "$out" | sed 's/^keysidecar:/    refused:/; s/ (request .*//'
 }
+asked() { sed -n 's/^Key Vault was asked/  &/p' "$dir/log"; }
 
 say "A sidecar and its Key Vault (RSA keys, TLS, a bearer token for every call)"
 start
@@ -36,26 +57,25 @@ sed -n '/^  /p' "$dir/log"
 
 say "Seal real files of two tenants, each with the row that it belongs to"
 cp "$here/../LICENSE" "$dir/acme-contract"
-cp "$keysidecar" "$dir/program"
-head -c 1000000 "$dir/program" >"$dir/globex-image"
 : >"$dir/acme-empty"
+head -c 1000000 "$keysidecar" >"$dir/globex-image"
 for file in acme-contract acme-empty globex-image; do
   ks seal --tenant "${file%%-*}" --context table=files --context "name=$file" --in "$dir/$file" --out "$dir/$file.sealed" |
-    sed "s|$dir/|  |"
+    sed "s|^$dir/|  |"
 done
-echo "  a sealed file names its keys, and nothing of its content:"
+echo "  A sealed file names its keys, and nothing of its content:"
 ks inspect --in "$dir/acme-contract.sealed" | sed 's/^/    /'
 
 say "Restart the sidecar: its data keys are gone from memory; the Key Vault has its keys on disk"
 stop
-grep 'Key Vault was asked' "$dir/log" | sed 's/^/  /'
+asked
 start
 
 say "Unseal everything, byte for byte"
 for file in acme-contract acme-empty globex-image; do
   ks unseal --tenant "${file%%-*}" --context "name=$file" --context table=files --in "$dir/$file.sealed" --out "$dir/$file.again" >/dev/null
-  cmp "$dir/$file" "$dir/$file.again"
-  echo "  $file: $(wc -c <"$dir/$file") bytes, identical"
+  cmp "$dir/$file" "$dir/$file.again" || die "$file differs"
+  echo "  $file: $(($(wc -c <"$dir/$file"))) bytes, identical"
 done
 
 say "What does not open"
@@ -71,5 +91,5 @@ refused ks seal --tenant initech --in "$dir/acme-contract"
 
 say "What the Key Vault was asked since the restart"
 stop
-grep 'Key Vault was asked' "$dir/log" | sed 's/^/  /'
+asked
 echo "  (one unwrap per data key, however many files; refusals cost none)"

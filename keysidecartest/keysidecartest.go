@@ -87,7 +87,7 @@ func tempDir(t testing.TB) string {
 	if len(base) > longestTemp {
 		base = "/tmp"
 	}
-	//nolint:usetesting // the path of t.TempDir has the test's name in it: too long for a socket
+	// t.TempDir has the test's name in its path: too long for a socket.
 	dir, err := os.MkdirTemp(base, "ks")
 	if err != nil {
 		t.Fatal("making a directory for the sidecar:", err)

@@ -44,8 +44,7 @@ func (a *app) configCheck(against string) error {
 		}
 		findings = config.Check(old, cfg)
 	}
-	var lines []string
-	refused := false
+	lines, refused := []string{}, false
 	for _, f := range findings {
 		lines = append(lines, f.String())
 		refused = refused || f.Kind.Refuses()

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/schollz/progressbar/v3"
 )
@@ -14,14 +17,34 @@ import (
 // room for what sealing adds. The sidecar has the real limit.
 const maxInput = 64<<20 + 1<<20
 
-// readInput reads the file of that name, or standard input if it is empty,
-// with a progress bar when somebody is looking.
-func (a *app) readInput(name string) ([]byte, error) {
+// readInput reads the file of that name, or standard input if it is empty. It
+// gives up when ctx ends: opening or reading a pipe may take for ever, and a
+// signal has to end the command all the same.
+func (a *app) readInput(ctx context.Context, name string) ([]byte, error) {
+	type result struct {
+		data []byte
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() {
+		data, err := a.readFile(name)
+		done <- result{data, err}
+	}()
+	select {
+	case res := <-done:
+		return res.data, res.err
+	case <-ctx.Done():
+		return nil, tryAgain(fmt.Errorf("reading: %w", context.Cause(ctx)))
+	}
+}
+
+// readFile reads with a progress bar when somebody is looking.
+func (a *app) readFile(name string) ([]byte, error) {
 	in, size := a.in, int64(-1)
 	if name != "" {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, permanent(err)
+			return nil, fileError(err)
 		}
 		defer f.Close()
 		if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
@@ -40,10 +63,10 @@ func (a *app) readInput(name string) ([]byte, error) {
 	}
 	data, err := io.ReadAll(io.LimitReader(in, maxInput+1))
 	if err != nil {
-		return nil, tryAgain(fmt.Errorf("reading %s: %w", name, err))
+		return nil, fileError(fmt.Errorf("reading %s: %w", name, err))
 	}
 	if len(data) > maxInput {
-		return nil, permanent(fmt.Errorf("%s is over %d bytes; a sidecar takes at most 64 MiB in one call", name, maxInput))
+		return nil, refused("TOO_LARGE", fmt.Errorf("%s is over %d bytes; a sidecar takes at most 64 MiB in one call", name, maxInput))
 	}
 	return data, nil
 }
@@ -53,7 +76,7 @@ func (a *app) readInput(name string) ([]byte, error) {
 func (a *app) writeOutput(name string, data []byte) error {
 	if name != "" {
 		if err := writeWhole(name, data); err != nil {
-			return tryAgain(fmt.Errorf("writing %s: %w", name, err))
+			return fileError(fmt.Errorf("writing %s: %w", name, err))
 		}
 		return nil
 	}
@@ -63,24 +86,44 @@ func (a *app) writeOutput(name string, data []byte) error {
 	return nil
 }
 
-// writeWhole replaces a file atomically and durably. Only its owner can read
-// it: it may hold plaintext.
-func writeWhole(name string, data []byte) (err error) {
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+// writeWhole replaces a file atomically and durably: the one that a symbolic
+// link leads to, not the link. Only its owner can read it: it may hold
+// plaintext.
+func writeWhole(name string, data []byte) error {
+	info, err := os.Stat(name)
+	switch {
+	case err == nil && !info.Mode().IsRegular():
 		return os.WriteFile(name, data, 0o600) // a pipe or a device
+	case err == nil:
+		if name, err = filepath.EvalSymlinks(name); err != nil {
+			return err
+		}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), ".keysidecar-*")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.Remove(f.Name()))
-		}
-	}()
 	_, err = f.Write(data)
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+	if err = errors.Join(err, f.Sync(), f.Close()); err == nil {
+		err = os.Rename(f.Name(), name)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return syncDir(filepath.Dir(name))
+}
+
+// syncDir makes a rename within a directory durable, where that is possible.
+func syncDir(name string) error {
+	dir, err := os.Open(name)
+	if err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), name)
+	err = dir.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) {
+		err = nil
+	}
+	return errors.Join(err, dir.Close())
 }

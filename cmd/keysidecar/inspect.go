@@ -37,8 +37,8 @@ func (a *app) inspect() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "inspect [--in FILE]",
 		Short: "Tell, offline, which keys sealed data names; nothing is verified",
-		RunE: func(*cobra.Command, []string) error {
-			data, err := a.readInput(in)
+		RunE: func(c *cobra.Command, _ []string) error {
+			data, err := a.readInput(c.Context(), in)
 			if err != nil {
 				return err
 			}
@@ -56,25 +56,43 @@ func (a *app) inspectData(data []byte) error {
 		if errors.Is(err, envelope.ErrUnsupported) {
 			reason = "UNSUPPORTED_FORMAT"
 		}
-		return permanent(fmt.Errorf("%s: %w", reason, err))
+		return refused(reason, err)
 	}
-	v := inspected{Bytes: len(data), DEKID: sealed.DEKID.String(), Body: len(sealed.Envelope) - envelope.HeaderSize, Blocks: []inspectedBlock{}}
+	v := inspected{
+		Bytes: len(data), DEKID: sealed.DEKID.String(),
+		Body: len(sealed.Envelope) - envelope.HeaderSize, Blocks: []inspectedBlock{},
+	}
 	var text strings.Builder
 	fmt.Fprintf(&text, "DEK      %s\nbody     %d bytes of %d\n", v.DEKID, v.Body, v.Bytes)
 	for i := range sealed.Blocks() {
 		b := inspectBlock(&sealed.Blocks()[i])
 		v.Blocks = append(v.Blocks, b)
-		fmt.Fprintf(&text, "block    %s %s, tenant %s, KEK %s, parent %s, created %s, %d bytes wrapped, proof %v\n",
-			b.Kind, b.Alg, b.Tenant, b.KEKRef, b.Parent, b.Created.Format(time.RFC3339), b.Wrapped, b.Proof)
+		fmt.Fprintf(&text, "block    %s\n", b)
 	}
 	return a.print(v, "%s", text.String())
+}
+
+// String returns b in one line, without what it has not.
+func (b inspectedBlock) String() string {
+	parts := []string{b.Kind + " " + b.Alg}
+	if b.Tenant != "" {
+		parts = append(parts, "tenant "+b.Tenant)
+	}
+	if b.KEKRef != "" {
+		parts = append(parts, "KEK "+b.KEKRef)
+	}
+	parts = append(parts, "parent "+b.Parent, "created "+b.Created.Format(time.RFC3339), fmt.Sprintf("%d bytes wrapped", b.Wrapped))
+	if b.Proof {
+		parts = append(parts, "with a proof")
+	}
+	return strings.Join(parts, ", ")
 }
 
 func inspectBlock(b *envelope.Block) inspectedBlock {
 	_, proved := b.Signer()
 	return inspectedBlock{
 		Kind: b.Kind.String(), Alg: b.Alg.String(), KeyID: b.KeyID.String(),
-		Created: time.Unix(int64(min(b.Created, maxCreated)), 0).UTC(), //nolint:gosec // bounded by min
+		Created: time.Unix(int64(min(b.Created, maxCreated)), 0).UTC(),
 		Tenant:  string(b.Tenant), KEKRef: string(b.KEKRef), Parent: hex.EncodeToString(b.Parent[:]),
 		Wrapped: len(b.Wrapped), Proof: proved,
 	}

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -12,14 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
-)
-
-// The exit codes: what a script or a CronJob should do next.
-const (
-	exitDone      = 0
-	exitTryAgain  = 1  // the same command may work later
-	exitUsage     = 2  // the command line is wrong
-	exitPermanent = 42 // the same command will not work until something is changed
 )
 
 const defaultSocket = "/run/keysidecar/keysidecar.sock"
@@ -38,19 +29,6 @@ type app struct {
 	output string
 }
 
-// exitError carries an exit code out of a command.
-type exitError struct {
-	code int
-	err  error
-}
-
-func (e *exitError) Error() string { return e.err.Error() }
-func (e *exitError) Unwrap() error { return e.err }
-
-func usage(err error) error     { return &exitError{exitUsage, err} }
-func permanent(err error) error { return &exitError{exitPermanent, err} }
-func tryAgain(err error) error  { return &exitError{exitTryAgain, err} }
-
 // run executes one command line and returns its exit code.
 func run(ctx context.Context, args []string, io stdio) int {
 	a := &app{stdio: io}
@@ -59,16 +37,11 @@ func run(ctx context.Context, args []string, io stdio) int {
 	root.SetIn(io.in)
 	root.SetOut(io.out)
 	root.SetErr(io.err)
-	err := root.ExecuteContext(ctx)
+	command, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitDone
 	}
-	fmt.Fprintf(io.err, "keysidecar: %v\n", err)
-	var exit *exitError
-	if errors.As(err, &exit) {
-		return exit.code
-	}
-	return exitUsage // cobra's own: an unknown command or flag, a missing argument
+	return a.printFailure(command.CommandPath(), err)
 }
 
 func (a *app) root() *cobra.Command {
@@ -90,11 +63,30 @@ func (a *app) root() *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.config, "config", "config.yaml", "configuration `file`")
 	flags.StringVar(&a.socket, "socket", defaultSocket, "Unix `socket` of the sidecar")
-	flags.StringVar(&a.output, "output", "text", "how to print results: `text|json`")
+	flags.StringVar(&a.output, "output", "text", "how to print results and errors: `text|json`")
 	root.AddCommand(a.serve(), a.dev(), a.devvault(), a.seal(), a.unseal(), a.inspect(),
 		a.configGroup(), a.probe(), a.version())
+	root.SetHelpCommand(helpCommand(root))
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd() // now, so that its verbs are required too
 	requireVerbs(root)
 	return root
+}
+
+// helpCommand is cobra's, but a command that there is not is a usage error.
+func helpCommand(root *cobra.Command) *cobra.Command {
+	return &cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Help about any command",
+		Args:  cobra.ArbitraryArgs,
+		RunE: func(_ *cobra.Command, args []string) error {
+			c, rest, err := root.Find(args)
+			if err != nil || len(rest) > 0 {
+				return usage(fmt.Errorf("unknown command %q", strings.Join(args, " ")))
+			}
+			return c.Help()
+		},
+	}
 }
 
 // requireVerbs makes a group without a verb, or with one that it has not, a
@@ -106,22 +98,36 @@ func requireVerbs(c *cobra.Command) {
 	}
 	if c.Runnable() {
 		if c.Args == nil {
-			c.Args = cobra.NoArgs
+			c.Args = noArguments
 		}
 		return
 	}
 	c.Args = cobra.ArbitraryArgs
 	c.RunE = func(c *cobra.Command, args []string) error {
-		var verbs []string
-		for _, sub := range c.Commands() {
-			verbs = append(verbs, sub.Name())
+		if len(args) == 0 {
+			return usage(fmt.Errorf("verb missing: one of %s", strings.Join(verbs(c), ", ")))
 		}
-		what := "no verb"
-		if len(args) > 0 {
-			what = fmt.Sprintf("unknown verb %q", args[0])
+		if near := c.SuggestionsFor(args[0]); len(near) > 0 {
+			return usage(fmt.Errorf("unknown verb %q: do you mean %s?", args[0], strings.Join(near, " or ")))
 		}
-		return usage(fmt.Errorf("%s: %s; it has: %s", c.CommandPath(), what, strings.Join(verbs, ", ")))
+		return usage(fmt.Errorf("unknown verb %q: one of %s", args[0], strings.Join(verbs(c), ", ")))
 	}
+	c.SuggestionsMinimumDistance = 2
+}
+
+func verbs(c *cobra.Command) []string {
+	var names []string
+	for _, sub := range c.Commands() {
+		names = append(names, sub.Name())
+	}
+	return names
+}
+
+func noArguments(_ *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usage(fmt.Errorf("argument %q is not expected", args[0]))
+	}
+	return nil
 }
 
 // print writes v as JSON, or else the text.

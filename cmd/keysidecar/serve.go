@@ -2,8 +2,11 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"math"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -17,16 +20,20 @@ func (a *app) serve() *cobra.Command {
 		Use:   "serve --config FILE",
 		Short: "Run the sidecar until SIGTERM, then drain",
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := checkEnvironment(os.Getenv); err != nil {
+				return err
+			}
 			cfg, err := config.Load(a.config)
 			if err != nil {
 				return permanent(err)
 			}
-			return a.runServe(c.Context(), cfg)
+			return a.runServe(c.Context(), cfg, func() error { return nil })
 		},
 	}
 }
 
-func (a *app) runServe(ctx context.Context, cfg *config.Config) error {
+// runServe calls ready as soon as the sidecar listens.
+func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() error) error {
 	log, err := a.configuredLogger(cfg.Log)
 	if err != nil {
 		return permanent(err)
@@ -34,18 +41,26 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config) error {
 	if err := secret.HardenProcess(); err != nil {
 		return permanent(fmt.Errorf("keeping this process out of core dumps: %w", err))
 	}
+	logLimits(ctx, log, limitRuntime(os.Getenv, os.DirFS("/")))
 	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version})
 	if err != nil {
-		return permanent(err)
+		return startError(err)
 	}
-	err = s.Run(ctx)
-	if closeErr := s.Close(); err == nil {
-		err = closeErr
+	if err = ready(); err == nil {
+		err = s.Run(ctx)
 	}
-	if err != nil {
+	if err = errors.Join(err, s.Close()); err != nil {
 		return tryAgain(err)
 	}
 	return nil
+}
+
+func logLimits(ctx context.Context, log *slog.Logger, limits runtimeLimits) {
+	attrs := []slog.Attr{slog.Int("gomaxprocs", limits.procs)}
+	if limits.memory < math.MaxInt64 {
+		attrs = append(attrs, slog.Int64("gomemlimit_bytes", limits.memory))
+	}
+	log.LogAttrs(ctx, slog.LevelInfo, "runtime limits", attrs...)
 }
 
 // configuredLogger returns the logger to standard error that cfg asks for.

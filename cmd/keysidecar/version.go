@@ -3,6 +3,7 @@ package main
 import (
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -35,13 +36,25 @@ func buildInfo() build {
 	return b
 }
 
+// String returns b in one line.
+func (b build) String() string {
+	text := []string{"keysidecar", b.Version}
+	if b.Revision != "" {
+		text = append(text, b.Revision)
+	}
+	if b.Modified {
+		text = append(text, "(modified)")
+	}
+	return strings.Join(append(text, b.Go), " ")
+}
+
 func (a *app) version() *cobra.Command {
 	return &cobra.Command{
 		Use:   "version",
 		Short: "Print the version of this program",
 		RunE: func(*cobra.Command, []string) error {
 			b := buildInfo()
-			return a.print(b, "keysidecar %s %s %s\n", b.Version, b.Revision, b.Go)
+			return a.print(b, "%s\n", b)
 		},
 	}
 }
