@@ -71,6 +71,27 @@ func TestLeasesAreOfWhatIsHeld(t *testing.T) {
 	}
 }
 
+// The lease of an active DEK stays when its key is evicted, and goes with it.
+func TestLeaseOfAnActiveDEK(t *testing.T) {
+	minter := newRig(t, nil)
+	prefix, info := minter.seal(t)
+	minter.vault.Rotate(testKEK)
+	r := newRig(t, func(c *dek.Config) { c.KEKs, c.CacheEntries = minter.vault, 1 })
+	if _, got := r.seal(t); got.KEKVersion == info.KEKVersion {
+		t.Fatal("minted under the old version")
+	}
+	if err := r.open(t.Context(), prefix, info.ID); err != nil { // evicts the key
+		t.Fatal(err)
+	}
+	if n := r.Leases(); n != 2 {
+		t.Errorf("%d leases for an active DEK and a cached one, want 2", n)
+	}
+	r.Close()
+	if n := r.Leases(); n != 0 {
+		t.Errorf("%d leases after Close", n)
+	}
+}
+
 // A DEK whose KEK is refused while its unwrap is under way is not kept.
 func TestFenceDuringALoad(t *testing.T) {
 	minter := newRig(t, nil)
@@ -257,10 +278,14 @@ func TestRotationThenTheVaultHangs(t *testing.T) {
 		for i := range 600 {
 			sleepUntil(start, 5*time.Minute+time.Duration(i)*time.Second)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			began := time.Now()
 			ref, err := r.ForSeal(ctx, r.entry, 1, nil)
 			cancel()
 			if err != nil {
 				t.Fatalf("seal %d: %v", i, err)
+			}
+			if d := time.Since(began); d > 500*time.Millisecond {
+				t.Errorf("seal %d took %s", i, d)
 			}
 			ref.Release()
 		}
@@ -270,9 +295,11 @@ func TestRotationThenTheVaultHangs(t *testing.T) {
 
 func TestRefusedLookUpIsNoGroundForAMint(t *testing.T) {
 	inBubble(t, nil, func(t *testing.T, r *rig) {
+		start := time.Now()
 		r.seal(t)
+		r.vault.SetHook(refuse("newest", kek.Version{}, kek.Unreachable))
+		sleepUntil(start, 6*time.Minute+5*time.Second) // the last answer is still good for a mint
 		r.vault.SetHook(refuse("newest", kek.Version{}, kek.Forbidden))
-		sleepUntil(time.Now(), 6*time.Minute)
 		other := *r.entry
 		other.ID = id(t, "globex")
 		if _, err := r.ForSeal(t.Context(), &other, 1, nil); kek.ReasonOf(err) != kek.Forbidden {
@@ -308,6 +335,29 @@ func TestUsageLimitMintsAhead(t *testing.T) {
 		}
 		if len(ids) != 2 {
 			t.Errorf("%d DEKs for 90 messages of at most 100, want the next minted ahead", len(ids))
+		}
+	})
+}
+
+// A vault that does not answer is asked about one KEK a round, not about all.
+func TestSilentVaultIsPolledOnce(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, r *rig) {
+		for i := range 10 {
+			k := otherKEK("shared")
+			k.Ref, k.Name = fmt.Sprintf("shared-%d", i), fmt.Sprintf("kek-%d", i)
+			r.vault.Create(k)
+			ref, err := r.ForSeal(t.Context(), &tenant.Entry{ID: id(t, k.Ref), KEKs: []kek.Key{k}}, 1, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ref.Release()
+		}
+		sleepUntil(time.Now(), 5*time.Minute)
+		r.vault.SetHook(down)
+		before := r.vault.Counts().Newest
+		sleepUntil(time.Now(), 10*time.Minute)
+		if n := r.vault.Counts().Newest - before; n < 20 || n > 41 {
+			t.Errorf("%d questions in 40 rounds, want one a round", n)
 		}
 	})
 }
