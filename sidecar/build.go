@@ -55,7 +55,7 @@ func (s *Sidecar) buildDEKs(opts Options) (err error) {
 		KEKs: s.vaults, Slab: s.slab, Logger: s.log,
 		CacheEntries: c.Cache.Entries, TenantShare: c.Cache.TenantShare,
 		SoftAge: c.DEK.SoftAge, HardAge: c.DEK.HardAge(),
-		MaxMessages: c.DEK.MaxMessages, MaxBytes: uint64(c.DEK.MaxBytes), //nolint:gosec // config bounds it
+		MaxMessages: c.DEK.MaxMessages, MaxBytes: uint64(c.DEK.MaxBytes),
 		PollInterval: c.KeyVault.PollInterval, LoadTimeout: c.KeyVault.LoadTimeout,
 		Negative: dek.Negative(c.Cache.Negative),
 		Record:   opts.Record,
