@@ -103,7 +103,7 @@ func TestFenceDuringALoad(t *testing.T) {
 	inBubble(t, func(c *dek.Config) { c.KEKs = minter.vault }, func(t *testing.T, r *rig) {
 		gate := make(chan struct{})
 		slow := true
-		minter.vault.SetHook(func(_ context.Context, c kektest.Call) error {
+		minter.vault.SetHook(func(context.Context, kektest.Call) error {
 			if slow {
 				slow = false
 				<-gate
@@ -137,7 +137,7 @@ func TestTogglingVaultOfANeighbour(t *testing.T) {
 	minter.vault.Create(hostile)
 	inBubble(t, func(c *dek.Config) { c.KEKs = minter.vault }, func(t *testing.T, r *rig) {
 		calls, refusing := 0, false
-		minter.vault.SetHook(func(ctx context.Context, c kektest.Call) error {
+		minter.vault.SetHook(func(_ context.Context, c kektest.Call) error {
 			switch {
 			case c.Key == testKEK && c.Op == "unwrap":
 				calls++

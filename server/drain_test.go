@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"net"
 	"os"
 	"sync/atomic"
 	"testing"
@@ -100,6 +101,41 @@ func TestDrainIsBounded(t *testing.T) {
 	}
 	if err := <-call; status.Code(err) != codes.Unavailable {
 		t.Errorf("call that was cut off returned %v", err)
+	}
+}
+
+// A peer that connects and says nothing takes no answer from anybody: it can
+// neither hold a drain up nor make it a failure.
+func TestDrainDoesNotWaitForSilentPeers(t *testing.T) {
+	s := start(t, answer(echo), nil)
+	if _, err := s.rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}); err != nil { // another peer, idle since
+		t.Fatal(err)
+	}
+	silent, err := (&net.Dialer{}).DialContext(t.Context(), "unix", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.Drain(ctx); err != nil {
+		t.Errorf("Drain returned %v", err)
+	}
+	if d := time.Since(began); d > 900*time.Millisecond { // a handshake may take a second
+		t.Errorf("Drain took %s", d)
+	}
+}
+
+func TestDrainInNoTime(t *testing.T) {
+	s := start(t, answer(echo), nil)
+	if _, err := s.rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 0)
+	defer cancel()
+	if err := s.Drain(ctx); err != nil {
+		t.Errorf("Drain with no call under way returned %v", err)
 	}
 }
 

@@ -68,6 +68,8 @@ func (s *Server) stream(extra []grpc.StreamServerInterceptor) []grpc.StreamServe
 func (s *Server) guard(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (any, error) {
+	s.inflight.Add(1)
+	defer s.inflight.Add(-1)
 	ctx = s.withRequestID(ctx)
 	resp, err := handler(ctx, req)
 	if err == nil {

@@ -32,7 +32,7 @@ var outcomes = [...]outcome{
 		"Every caller that the socket admits may do everything in this release: report it."},
 	sealer.InvalidTenant: {codes.InvalidArgument, never,
 		"Fix the caller: 1 to 128 bytes of `[A-Za-z0-9._:-]`, first and last alphanumeric, no `..`. A tenant of a " +
-			"template has to match `[a-z][a-z0-9-]{1,22}[a-z0-9]`."},
+			"template has to match `[a-z][a-z0-9-]{1,22}[a-z0-9]` without `--`, and to give a vault name of 3 to 24 characters."},
 	sealer.UnknownTenant: {codes.NotFound, afterFix,
 		"Add the tenant to tenants.yaml, or correct the tenant that the caller sends."},
 	sealer.InvalidContext: {codes.InvalidArgument, never,
@@ -50,7 +50,8 @@ var outcomes = [...]outcome{
 		"Reserved: this release does not give it."},
 	sealer.KEKNotAllowed: {codes.FailedPrecondition, afterFix,
 		"The data names a KEK (or algorithm) that tenants.yaml does not list for the tenant. A KEK is never removed " +
-			"while data names it: put it back with `retired: true`. If it was never the tenant's, treat the data as planted."},
+			"while data names it: put it back with `retired: true`, and into the tenant's `also_opens`. If it was " +
+			"never the tenant's, treat the data as planted."},
 	sealer.KEKDisabled: {codes.FailedPrecondition, afterFix,
 		"Somebody disabled the KEK version, or it is not yet or no longer valid. If that was not meant, enable it in " +
 			"the vault; data opens again by itself. `keysidecar inspect` shows the version that the data needs."},
@@ -58,8 +59,9 @@ var outcomes = [...]outcome{
 		"Check the key's URL in the configuration. If the key was deleted, recover it in the vault before its " +
 			"retention ends: without it the data is lost."},
 	sealer.KEKForbidden: {codes.FailedPrecondition, onInfo,
-		"Give the sidecar's identity `Key Vault Crypto User` (or wrap and unwrap) on the key. A new role assignment " +
-			"takes Azure about ten minutes."},
+		"Give the sidecar's identity the role `Key Vault Crypto Service Encryption User` on the key's vault; a new role " +
+			"assignment takes Azure about ten minutes. If the log says `unusable`, the key's type or its permitted " +
+			"operations do not fit: it has to be RSA or oct as `alg` says, with wrapKey and unwrapKey."},
 	sealer.Residency: {codes.FailedPrecondition, never,
 		"Call a sidecar in one of the tenant's regions, or correct the tenant's regions in tenants.yaml."},
 	sealer.KeyVaultThrottled: {codes.Unavailable, onInfo,

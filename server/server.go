@@ -30,7 +30,8 @@ const (
 	defaultCallsPerConnection = 256
 	defaultConnections        = 1024
 
-	handshakeTimeout = 10 * time.Second
+	// A drain waits for handshakes under way: a silent peer may not hold it up.
+	handshakeTimeout = time.Second
 	idleTimeout      = 30 * time.Minute
 	minPingInterval  = 10 * time.Second
 	// watchTime is how long health.Watch has to report NOT_SERVING at drain,
@@ -90,6 +91,8 @@ type Server struct {
 	logger   *slog.Logger
 	conns    int
 	draining atomic.Bool
+	open     connections
+	inflight atomic.Int64 // calls under way
 	// idPrefix and calls make request ids.
 	idPrefix string
 	calls    atomic.Uint64
@@ -160,7 +163,7 @@ func maxRequest(n int) int { return sealer.MaxSealed(n) + requestSlack }
 // Serve answers calls on ln until Drain or Close, and then returns nil. It
 // closes ln. It may be called for several listeners.
 func (s *Server) Serve(ln net.Listener) error {
-	err := s.grpc.Serve(netutil.LimitListener(ln, s.conns))
+	err := s.grpc.Serve(netutil.LimitListener(s.open.listen(ln), s.conns))
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serving %s: %w", ln.Addr(), err)
 	}
@@ -180,8 +183,8 @@ func (s *Server) SetServing(name string, serving bool) {
 
 // Drain stops accepting connections, answers DRAINING to calls that still
 // arrive, reports NOT_SERVING and returns nil once every call under way has its
-// answer. When ctx ends first, it cuts the rest off and returns ctx's error.
-// No handler runs after it returned.
+// answer. When ctx ends first, it cuts every connection off, and returns ctx's
+// error if that took an answer from somebody. No handler runs after it returned.
 func (s *Server) Drain(ctx context.Context) error {
 	s.draining.Store(true)
 	s.health.Shutdown()
@@ -195,9 +198,14 @@ func (s *Server) Drain(ctx context.Context) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
+		lost := s.inflight.Load()
+		s.open.closeAll()
 		s.grpc.Stop()
 		<-done
-		return fmt.Errorf("draining: %w", context.Cause(ctx))
+		if lost == 0 {
+			return nil
+		}
+		return fmt.Errorf("draining: %d calls cut off: %w", lost, context.Cause(ctx))
 	}
 }
 
@@ -205,5 +213,6 @@ func (s *Server) Drain(ctx context.Context) error {
 func (s *Server) Close() {
 	s.draining.Store(true)
 	s.endStreams()
+	s.open.closeAll()
 	s.grpc.Stop()
 }
