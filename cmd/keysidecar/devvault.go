@@ -57,12 +57,13 @@ func (a *app) runDevvault(ctx context.Context, cfg devvault.Config, keys []strin
 			return permanent(err)
 		}
 	}
+	const vaults = "https://VAULT.vault.localhost" // a port is not needed in a KEK's URL
 	err = a.print(map[string]string{
-		"address": vault.Addr(), "url": vault.URL("VAULT"), "ca_file": vault.CAFile(),
+		"address": vault.Addr(), "url": vaults, "ca_file": vault.CAFile(),
 		"token_file": vault.TokenFile(), "entra_tenant": vault.EntraTenant(),
 	}, "embedded Key Vault, for development only\n  vaults        %s\n  connect to    %s\n  CA            %s\n"+
 		"  token         %s\n  Entra tenant  %s\n",
-		vault.URL("VAULT"), vault.Addr(), vault.CAFile(), vault.TokenFile(), vault.EntraTenant())
+		vaults, vault.Addr(), vault.CAFile(), vault.TokenFile(), vault.EntraTenant())
 	if err != nil {
 		return err
 	}

@@ -53,9 +53,12 @@ func (a *app) root() *cobra.Command {
 			"Exit codes: 0 done, 1 try again, 2 usage, 42 permanent.",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
+		PersistentPreRunE: func(c *cobra.Command, _ []string) error {
 			if !slices.Contains([]string{"text", "json"}, a.output) {
 				return usage(fmt.Errorf("--output is %q, not text or json", a.output))
+			}
+			if slices.Contains([]string{"serve", "dev"}, c.Name()) && c.Flags().Changed("socket") {
+				return usage(fmt.Errorf("--socket is for callers: %s listens where its configuration says (listen.socket)", c.Name()))
 			}
 			return nil
 		},

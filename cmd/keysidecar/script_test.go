@@ -27,6 +27,7 @@ func TestMain(m *testing.M) {
 //
 //	exits CODE PROGRAM [ARGS]...  run it; the exit code has to be CODE
 //	term WORD                     SIGTERM to the background commands with WORD in their arguments
+//	hangup WORD                   SIGHUP to them
 //	vault FILE                    wait until devvault has written FILE (--output json); set $ADDRESS, $CA, $TOKEN, $ENTRA
 //	size N FILE                   make FILE, N bytes long
 //	cpenv FROM TO                 copy, with variables replaced
@@ -42,7 +43,8 @@ func TestScript(t *testing.T) {
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "term": sigterm, "vault": vault, "size": size, "cpenv": cpenv, "mode": mode, "only": only,
+			"exits": exits, "term": send(syscall.SIGTERM), "hangup": send(syscall.SIGHUP),
+			"vault": vault, "size": size, "cpenv": cpenv, "mode": mode, "only": only,
 		},
 	})
 }
@@ -68,17 +70,20 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func sigterm(ts *testscript.TestScript, neg bool, args []string) {
-	want(ts, 1, neg, args)
-	found := false
-	for _, cmd := range ts.BackgroundCmds() {
-		if strings.Contains(strings.Join(cmd.Args, " "), args[0]) {
-			ts.Check(cmd.Process.Signal(syscall.SIGTERM))
-			found = true
+// send returns the command that sends a signal.
+func send(signal syscall.Signal) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, neg bool, args []string) {
+		want(ts, 1, neg, args)
+		found := false
+		for _, cmd := range ts.BackgroundCmds() {
+			if strings.Contains(strings.Join(cmd.Args, " "), args[0]) {
+				ts.Check(cmd.Process.Signal(signal))
+				found = true
+			}
 		}
-	}
-	if !found {
-		ts.Fatalf("no background command has %q", args[0])
+		if !found {
+			ts.Fatalf("no background command has %q", args[0])
+		}
 	}
 }
 

@@ -86,6 +86,9 @@ func (a *app) runData(ctx context.Context, do operation, f *dataFlags) error {
 	if err != nil {
 		return usage(err)
 	}
+	if f.timeout <= 0 {
+		return usage(fmt.Errorf("--timeout is %s, not more than zero", f.timeout))
+	}
 	options, err := f.options()
 	if err != nil {
 		return usage(err)

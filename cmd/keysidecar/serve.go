@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"math"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -42,6 +44,7 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() err
 		return permanent(fmt.Errorf("keeping this process out of core dumps: %w", err))
 	}
 	logLimits(ctx, log, limitRuntime(os.Getenv, os.DirFS("/")))
+	defer ignoreHangup(ctx, log)()
 	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version})
 	if err != nil {
 		return startError(err)
@@ -53,6 +56,26 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() err
 		return tryAgain(err)
 	}
 	return nil
+}
+
+// ignoreHangup makes SIGHUP a line in the log until stop is called. Many
+// daemons reload at it, so operators send it; by default it would end this one
+// without a drain.
+func ignoreHangup(ctx context.Context, log *slog.Logger) (stop func()) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range hangups {
+			log.LogAttrs(ctx, slog.LevelWarn, "SIGHUP ignored: a changed configuration needs a restart")
+		}
+	}()
+	return func() {
+		signal.Stop(hangups)
+		close(hangups)
+		<-done
+	}
 }
 
 func logLimits(ctx context.Context, log *slog.Logger, limits runtimeLimits) {
