@@ -81,6 +81,7 @@ generate: $(BIN)/buf $(BIN)/protoc-gen-go $(BIN)/protoc-gen-go-grpc ## Write all
 
 .PHONY: checkgenerate
 checkgenerate: ## Fail if `make generate` changes anything
+	@mkdir -p .tmp
 	$(GENERATED) | sort | xargs cksum > .tmp/before
 	$(MAKE) generate
 	$(GENERATED) | sort | xargs cksum > .tmp/after
