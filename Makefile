@@ -38,9 +38,10 @@ test: $(BIN)/noskip ## Run all tests that need only Go; fail if one was skipped
 	for m in $(TEST_MODULES); do (cd "$$m" && $(CURDIR)/$(BIN)/noskip ./...); done
 
 .PHONY: test-race
-test-race: $(BIN)/noskip ## The same tests with the race detector; needs a C compiler
+test-race: $(BIN)/noskip ## The same with the race detector, but for bench; needs a C compiler
 	@command -v "$$(go env CC)" >/dev/null || { echo "make test-race: no C compiler: install gcc, or set CC" >&2; exit 1; }
 	CGO_ENABLED=1 $(BIN)/noskip -race ./...
+	for m in $(filter-out bench,$(TEST_MODULES)); do (cd "$$m" && CGO_ENABLED=1 $(CURDIR)/$(BIN)/noskip -race ./...); done
 
 .PHONY: test-secret
 test-secret: $(BIN)/noskip ## The tests of what handles keys, with runtime/secret as in official builds
