@@ -26,13 +26,27 @@ const (
 	KEKUnretired Kind = "kek-unretired"
 	// TenantKEKRemoved: a tenant lost a KEK that its data may be wrapped with.
 	TenantKEKRemoved Kind = "tenant-kek-removed"
+	// TenantTemplateNarrower: a tenant ID that fitted the URLs of its KEKs does
+	// not fit the URL template of one that its rule names now, so that the
+	// directory refuses it.
+	TenantTemplateNarrower Kind = "tenant-template-narrower"
 	// TenantRemoved: a tenant has no rule any more.
 	TenantRemoved Kind = "tenant-removed"
+	// TenantSuspended: an active tenant is suspended.
+	TenantSuspended Kind = "tenant-suspended"
+	// TenantRegion: a tenant that the sidecar served may not be served in the
+	// sidecar's region any more.
+	TenantRegion Kind = "tenant-region"
 )
 
 // Refuses reports whether the change is never right. The other findings are
 // warnings: the change takes data away, and may be meant to.
-func (k Kind) Refuses() bool { return k != TenantRemoved }
+func (k Kind) Refuses() bool {
+	return k != TenantRemoved && k != TenantSuspended && k != TenantRegion
+}
+
+// maxTemplateID is the longest tenant ID that fits a URL template, in bytes.
+const maxTemplateID = 24
 
 // Finding is one thing that a new configuration takes away from data which was
 // sealed under an old one.
@@ -58,29 +72,29 @@ func (f Finding) String() string {
 // the old one, KEKs first, in the order of the old file. Both have to come
 // from Load, or to have Tenants from LoadTenants.
 func Check(old, now *Config) []Finding {
-	a := against{old: old.Tenants, new: now.Tenants}
+	a := against{old: newSide(old), new: newSide(now)}
 	a.checkKEKs()
 	a.checkRules()
 	return a.findings
 }
 
 type against struct {
-	old, new *Tenants
+	old, new side
 	findings []Finding
 }
 
-func (a *against) add(kind Kind, name string, t *Tenants, line int, format string, args ...any) {
-	f := Finding{Kind: kind, Name: name, File: t.Path, Line: line, Text: fmt.Sprintf(format, args...)}
+func (a *against) add(kind Kind, name string, in side, line int, format string, args ...any) {
+	f := Finding{Kind: kind, Name: name, File: in.Path, Line: line, Text: fmt.Sprintf(format, args...)}
 	a.findings = append(a.findings, f)
 }
 
 func (a *against) checkKEKs() {
-	byRef, byURL := map[string]int{}, map[string]string{}
-	for i, k := range a.new.Config.KEKs {
-		byRef[k.Ref], byURL[strings.ToLower(k.URL)] = i, k.Ref
+	byURL := map[string]string{}
+	for _, k := range a.new.Config.KEKs {
+		byURL[strings.ToLower(k.URL)] = k.Ref
 	}
 	for i, k := range a.old.Config.KEKs {
-		j, ok := byRef[k.Ref]
+		j, ok := a.new.keks[k.Ref]
 		if !ok {
 			if other, ok := byURL[strings.ToLower(k.URL)]; ok {
 				a.add(KEKRenamed, k.Ref, a.old, a.old.kekLines[i],
@@ -104,11 +118,13 @@ func (a *against) checkKEKs() {
 }
 
 // checkRules compares what old and new say about every ID and every prefix
-// that either names. Between those, neither makes a difference.
+// that either names. Between those, neither makes a difference: the rule for
+// the ID, or for all IDs that begin with the prefix and with no longer one, is
+// the same.
 func (a *against) checkRules() {
-	oldRules, newRules := index(a.old), index(a.new)
+	oldRules, newRules := index(a.old.Tenants), index(a.new.Tenants)
 	seen := map[string]bool{}
-	for _, t := range []*Tenants{a.old, a.new} {
+	for _, t := range []*Tenants{a.old.Tenants, a.new.Tenants} {
 		for i := range t.Config.Tenants {
 			r := &t.Config.Tenants[i]
 			name := ruleName(r)
@@ -116,43 +132,111 @@ func (a *against) checkRules() {
 				continue
 			}
 			seen[name] = true
-			if was := oldRules.about(r); was >= 0 && a.usable(r) {
-				a.checkRule(name, was, newRules.about(r))
+			if was := oldRules.about(r); was >= 0 {
+				a.checkRule(name, r, was, newRules.about(r))
 			}
 		}
 	}
 }
 
-// usable reports whether the old rules served any ID that r is about: a
-// template may have refused them all.
-func (a *against) usable(r *tenant.Rule) bool {
-	ids := []string{r.ID}
-	if r.Prefix != nil {
-		ids = []string{*r.Prefix, *r.Prefix + "a", *r.Prefix + "aa", *r.Prefix + "aaa"}
-	}
-	return slices.ContainsFunc(ids, func(s string) bool {
-		id, err := tenant.Parse(s)
-		if err != nil {
-			return false
-		}
-		_, err = a.old.Directory.Lookup(id)
-		return err == nil
-	})
-}
-
-// checkRule compares the old rule was with the new one, -1 for none.
-func (a *against) checkRule(name string, was, now int) {
+// checkRule compares the old rule was with the new one, -1 for none, as rules
+// about what r is about.
+func (a *against) checkRule(name string, r *tenant.Rule, was, now int) {
 	old := &a.old.Config.Tenants[was]
+	served := a.old.taken(old, samples(r))
+	if len(served) == 0 {
+		return // a template refuses every ID that r is about
+	}
 	if now < 0 {
 		a.add(TenantRemoved, name, a.old, a.old.ruleLines[was], "is gone, and its data does not open: suspend it instead")
 		return
 	}
-	rule := &a.new.Config.Tenants[now]
-	for _, ref := range append([]string{old.KEK}, old.AlsoOpens...) {
-		if ref != rule.KEK && !slices.Contains(rule.AlsoOpens, ref) {
-			a.add(TenantKEKRemoved, name, a.new, a.new.ruleLines[now], "KEK %s no longer opens: add it to also_opens", ref)
+	rule, line := &a.new.Config.Tenants[now], a.new.ruleLines[now]
+	for _, ref := range refs(old) {
+		if !slices.Contains(refs(rule), ref) {
+			a.add(TenantKEKRemoved, name, a.new, line, "KEK %s no longer opens: add it to also_opens", ref)
 		}
 	}
+	if still := a.new.taken(rule, served); len(still) < len(served) {
+		gone := slices.IndexFunc(served, func(id string) bool { return !slices.Contains(still, id) })
+		a.add(TenantTemplateNarrower, name, a.new, line,
+			"tenant ID %q no longer fits a KEK's URL template, and its data does not open: leave as much room", served[gone])
+	}
+	if rule.Suspended && !old.Suspended {
+		a.add(TenantSuspended, name, a.new, line, "is suspended: nothing is sealed or unsealed")
+	}
+	if a.old.allows(old) && !a.new.allows(rule) {
+		a.add(TenantRegion, name, a.new, line,
+			"the sidecar's region %q is not one of its regions: nothing is sealed or unsealed here", a.new.region)
+	}
+}
+
+// refs are the refs of a rule's KEKs.
+func refs(r *tenant.Rule) []string { return append([]string{r.KEK}, r.AlsoOpens...) }
+
+// samples returns IDs that r is about: its own, or enough that begin with its
+// prefix to find every difference between two rules. What a rule takes depends
+// on how long an ID is, where it has a KEK with a template, and then on its
+// looking like a vault's name.
+func samples(r *tenant.Rule) []string {
+	if r.Prefix == nil {
+		return []string{r.ID}
+	}
+	ids := []string{*r.Prefix, *r.Prefix + "A"}
+	for n := 1; len(*r.Prefix)+n <= maxTemplateID; n++ {
+		ids = append(ids, *r.Prefix+strings.Repeat("a", n))
+	}
+	return slices.DeleteFunc(ids, func(id string) bool { _, err := tenant.Parse(id); return err != nil })
+}
+
+// side is one of the two configurations that are compared.
+type side struct {
+	*Tenants
+
+	region string
+	keks   map[string]int // where each ref is in Config.KEKs
+}
+
+func newSide(c *Config) side {
+	s := side{Tenants: c.Tenants, region: c.Region, keks: map[string]int{}}
+	for i, k := range c.Tenants.Config.KEKs {
+		s.keks[k.Ref] = i
+	}
+	return s
+}
+
+// allows reports whether r lets this side's sidecar serve its tenants.
+func (s *side) allows(r *tenant.Rule) bool {
+	e := tenant.Entry{Regions: r.Regions}
+	return e.Allows(s.region)
+}
+
+// taken returns those of ids that r takes, whichever of the rules they fall
+// to: all of them, unless the URL of one of its KEKs has a template.
+func (s *side) taken(r *tenant.Rule, ids []string) []string {
+	alone := tenant.Config{Hosts: s.Config.Hosts, Tenants: []tenant.Rule{{Prefix: new(""), KEK: r.KEK, AlsoOpens: r.AlsoOpens}}}
+	template := false
+	for _, ref := range refs(r) {
+		k := s.Config.KEKs[s.keks[ref]]
+		alone.KEKs = append(alone.KEKs, k)
+		template = template || strings.Contains(k.URL, "{")
+	}
+	if !template {
+		return ids
+	}
+	d, err := tenant.New(alone)
+	if err != nil {
+		panic("config: internal error: rule of a checked file: " + err.Error())
+	}
+	var out []string
+	for _, s := range ids {
+		if id, err := tenant.Parse(s); err == nil {
+			if _, err := d.Lookup(id); err == nil {
+				out = append(out, s)
+			}
+		}
+	}
+	return out
 }
 
 func ruleName(r *tenant.Rule) string {

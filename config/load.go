@@ -35,7 +35,7 @@ func Load(path string) (*Config, error) {
 
 // LoadTenants reads and checks the tenants file at path for the sidecar that
 // c configures: its vault hosts, credentials and region. Problems come as an
-// *Error. It is how a reload begins; c is not changed.
+// *Error. c is not changed.
 func LoadTenants(path string, c *Config) (*Tenants, error) {
 	var ps problems
 	t := loadTenants(path, c, &ps)

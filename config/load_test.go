@@ -262,7 +262,6 @@ func checkMisspelt(t *testing.T, err error, line int, key string) {
 func countKeys(section reflect.Type) int {
 	n := 0
 	for f := range section.Fields() {
-		f := f
 		if f.Tag.Get("yaml") == "-" {
 			continue
 		}

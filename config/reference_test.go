@@ -215,18 +215,19 @@ func manual(docs map[string]string) string {
 
 # Configuration
 
-Two files. ` + "`config.yaml`" + ` is read at start; a change needs a restart. It names ` + "`tenants.yaml`" + `, which is read at start
-and on a reload; a bad file keeps the old one. Both are strict: an unknown or repeated key, a value of another type, an
-anchor, an alias, a merge key, a tag, an empty value, a second document are errors that name file, line and column. Text
-that looks like a number, a date or true/false has to be in quotes. Relative paths are relative to the file that names
-them. Nothing in the environment and no flag overrides a file. Secrets do not belong in the files, only paths to them.
+Two files. ` + "`config.yaml`" + ` names ` + "`tenants.yaml`" + `. Both are read at start; a change needs a restart. Both are strict: an unknown or
+repeated key, a value of another type, an anchor, an alias, a merge key, a tag, an empty value, a second document are
+errors that name file, line and column. Text that looks like a number, a date or true/false has to be in quotes. Relative
+paths are relative to the file that names them. Nothing in the environment and no flag overrides a file. Secrets do not
+belong in the files, only paths to them.
 
 Durations are written ` + "`250ms`, `1h30m`, `30d`" + `; sizes ` + "`512KiB`, `64MiB`" + `. ` +
 		fmt.Sprintf("`config.yaml` is %s at most, `tenants.yaml` %s.", config.Size(config.MaxConfigFile), config.Size(config.MaxTenantsFile)) + `
 
 ` + "`keysidecar config check --against OLD`" + ` compares with the files of before. It refuses a KEK that is gone, renamed, in use
-again after it was retired, or has another URL or algorithm, and a tenant that lost a KEK which its data may be wrapped
-with; it warns of a tenant that is gone.
+again after it was retired, or has another URL or algorithm, a tenant that lost a KEK which its data may be wrapped with,
+and a rule with tenant IDs that no longer fit the URL template of a KEK; it warns of a tenant that is gone, suspended, or
+no longer allowed in the sidecar's region.
 
 ` + "`keysidecar config reference`" + ` prints both files with every key.
 

@@ -23,7 +23,7 @@ type Tenants struct {
 }
 
 // tenantsFile is tenants.yaml: which tenants there are, and which KEKs. It is
-// read at start and again on a reload.
+// read at start; a change needs a restart.
 type tenantsFile struct {
 	// APIVersion names this format.
 	APIVersion string `yaml:"apiVersion" enum:"keysidecar/v1" required:"true"`
