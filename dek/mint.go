@@ -131,11 +131,11 @@ func (s *Source) wrapAndProve(ctx context.Context, k kek.Key, v kek.Version, dek
 	switch {
 	case err == nil && subtle.ConstantTimeCompare(proof.Expose()[:], dek.Expose()[:]) != 1:
 		return nil, &kek.Error{
-			Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Version: v,
+			Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Vault: k.Vault, Version: v,
 			Err: errors.New("unwrap gave another key than was wrapped"),
 		}
 	case err != nil && kek.ReasonOf(err) == kek.Rejected:
-		return nil, &kek.Error{Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Version: v, Err: err}
+		return nil, &kek.Error{Reason: kek.Unreachable, Op: "prove", Ref: k.Ref, Vault: k.Vault, Version: v, Err: err}
 	case err != nil:
 		return nil, err
 	}

@@ -113,7 +113,9 @@ func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info
 // unwrapped under that version before. No vault has a version zero.
 func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []byte) (*secret.Key, error) {
 	if v.IsZero() {
-		return nil, &kek.Error{Reason: kek.NotFound, Op: "unwrap", Ref: k.Ref, Err: errors.New("block names KEK version zero")}
+		return nil, &kek.Error{
+			Reason: kek.NotFound, Op: "unwrap", Ref: k.Ref, Vault: k.Vault, Err: errors.New("block names KEK version zero"),
+		}
 	}
 	key, err := s.cfg.Slab.Put(new([secret.Size]byte))
 	if err != nil {

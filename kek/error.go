@@ -59,6 +59,9 @@ type Error struct {
 	// Ref and Version name the KEK; Version may be zero.
 	Ref     string
 	Version Version
+	// Vault is the vault that was meant, as "https://host" or
+	// "https://host:port"; it may be empty.
+	Vault string
 	// Status and Code are the vault's HTTP status and innermost error code
 	// (such as KeyDisabled or ForbiddenByRbac), where it answered.
 	Status int
@@ -77,6 +80,9 @@ func (e *Error) Error() string {
 	fmt.Fprintf(&b, "%s with KEK %s", e.Op, e.Ref)
 	if !e.Version.IsZero() {
 		fmt.Fprintf(&b, " version %s", e.Version)
+	}
+	if e.Vault != "" {
+		fmt.Fprintf(&b, " in %s", e.Vault)
 	}
 	fmt.Fprintf(&b, ": %s", e.Reason)
 	if e.Status != 0 {

@@ -38,13 +38,16 @@ func TestParseAlg(t *testing.T) {
 func TestError(t *testing.T) {
 	cause := errors.New("cause")
 	err := error(&kek.Error{
-		Reason: kek.Disabled, Op: "unwrap", Ref: "acme", Version: kek.Version{1}, Status: 403, Code: "KeyDisabled",
+		Reason: kek.Disabled, Op: "unwrap", Ref: "acme", Version: kek.Version{1}, Vault: "https://kv.example.com", Status: 403, Code: "KeyDisabled",
 		RequestID: "r-1", RetryAfter: time.Second, Err: cause,
 	})
-	for _, want := range []string{"unwrap", "acme", "disabled", "403", "KeyDisabled", "r-1", "cause", kek.Version{1}.String()} {
+	for _, want := range []string{"unwrap", "acme", " in https://kv.example.com: ", "disabled", "403", "KeyDisabled", "r-1", "cause", kek.Version{1}.String()} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%q does not tell %q", err, want)
 		}
+	}
+	if text := (&kek.Error{Op: "wrap", Ref: "acme"}).Error(); text != "wrap with KEK acme: unreachable" {
+		t.Errorf("without a vault: %q", text)
 	}
 	if !errors.Is(err, cause) || kek.ReasonOf(err) != kek.Disabled || kek.RetryAfterOf(err) != time.Second {
 		t.Errorf("cause, reason or delay of %v is lost", err)

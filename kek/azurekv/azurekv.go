@@ -32,6 +32,7 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/azurekv/challenge"
 )
 
 const (
@@ -283,7 +284,7 @@ func (v *Vaults) newClient(p place, id clientKey) (*azkeys.Client, error) {
 	g := &guard{
 		host:   p.host,
 		client: v.client,
-		vet:    vetter{tenant: id.entraTenant, authorities: p.authorities, resources: p.resources},
+		vet:    challenge.Vetter{Tenant: id.entraTenant, Authorities: p.authorities, Resources: p.resources},
 	}
 	if p.dev {
 		g.client = v.dev

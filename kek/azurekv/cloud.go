@@ -10,6 +10,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/cloud"
 
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/azurekv/challenge"
 )
 
 // The names of the clouds.
@@ -153,7 +154,7 @@ func (v *Vaults) resolve(k kek.Key) (place, error) {
 	if _, err := v.credential(p, k.Credential); err != nil {
 		return place{}, err
 	}
-	if !isGUID(k.EntraTenant) && !(p.dev && k.EntraTenant == "") {
+	if !challenge.IsGUID(k.EntraTenant) && !(p.dev && k.EntraTenant == "") {
 		return place{}, fmt.Errorf("Entra tenant ID %q is not a GUID", k.EntraTenant)
 	}
 	return p, nil
@@ -170,24 +171,4 @@ func isKeyName(s string) bool {
 
 func isAlphanumeric(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
-}
-
-// isGUID accepts 8-4-4-4-12 hex digits of either case.
-func isGUID(s string) bool {
-	if len(s) != 36 {
-		return false
-	}
-	for i, c := range []byte(s) {
-		switch i {
-		case 8, 13, 18, 23:
-			if c != '-' {
-				return false
-			}
-		default:
-			if (c < '0' || c > '9') && (c < 'a' || c > 'f') && (c < 'A' || c > 'F') {
-				return false
-			}
-		}
-	}
-	return true
 }

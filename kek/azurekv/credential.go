@@ -13,6 +13,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"github.com/keysidecar/keysidecar/kek/azurekv/challenge"
 )
 
 // The types of credentials.
@@ -77,6 +79,16 @@ type CredentialConfig struct {
 // NewCredential builds exactly the credential that cfg names, and never looks
 // for another. It reads files, but asks nobody for a token.
 func NewCredential(cfg CredentialConfig) (azcore.TokenCredential, error) {
+	proxy := cfg.Proxy
+	if cfg.Type == ManagedIdentity {
+		proxy = nil
+	}
+	return newCredential(cfg, newHTTPClient(nil, "", proxy))
+}
+
+// newCredential is NewCredential with Entra, or a managed identity's endpoint,
+// behind client.
+func newCredential(cfg CredentialConfig, client *http.Client) (azcore.TokenCredential, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
@@ -87,7 +99,9 @@ func NewCredential(cfg CredentialConfig) (azcore.TokenCredential, error) {
 	options := azcore.ClientOptions{
 		Cloud:     spec.entra,
 		Retry:     policy.RetryOptions{MaxRetries: 1, TryTimeout: 3 * time.Second, MaxRetryDelay: time.Second},
-		Transport: newHTTPClient(nil, "", cfg.Proxy),
+		Transport: client,
+
+		PerRetryPolicies: []policy.Policy{tokenRecorder{}},
 	}
 	switch cfg.Type {
 	case WorkloadIdentity:
@@ -136,11 +150,11 @@ func (cfg *CredentialConfig) check() error {
 }
 
 func (cfg *CredentialConfig) checkTenants() error {
-	if cfg.TenantID != "" && !isGUID(cfg.TenantID) {
+	if cfg.TenantID != "" && !challenge.IsGUID(cfg.TenantID) {
 		return fmt.Errorf("Entra tenant ID %q is not a GUID", cfg.TenantID)
 	}
 	for _, id := range cfg.AllowedTenants {
-		if !isGUID(id) {
+		if !challenge.IsGUID(id) {
 			return fmt.Errorf("allowed Entra tenant ID %q is not a GUID", id)
 		}
 	}
@@ -168,8 +182,12 @@ func newWorkloadIdentity(cfg CredentialConfig, options azcore.ClientOptions) (az
 	if tenant == "" {
 		tenant = os.Getenv("AZURE_TENANT_ID")
 	}
-	if !isGUID(tenant) {
+	if !challenge.IsGUID(tenant) {
 		return nil, errors.New("workload_identity credential lacks its Entra tenant ID, and AZURE_TENANT_ID holds none")
+	}
+	file := cfg.TokenFile
+	if file == "" {
+		file = os.Getenv("AZURE_FEDERATED_TOKEN_FILE")
 	}
 	c, err := azidentity.NewWorkloadIdentityCredential(&azidentity.WorkloadIdentityCredentialOptions{
 		ClientOptions:              options,
@@ -182,11 +200,10 @@ func newWorkloadIdentity(cfg CredentialConfig, options azcore.ClientOptions) (az
 	if err != nil {
 		return nil, fmt.Errorf("making the workload_identity credential: %w", err)
 	}
-	return c, nil
+	return fileCredential{TokenCredential: c, file: file}, nil
 }
 
 func newManagedIdentity(cfg CredentialConfig, options azcore.ClientOptions) (azcore.TokenCredential, error) {
-	options.Transport = newHTTPClient(nil, "", nil)
 	o := &azidentity.ManagedIdentityCredentialOptions{ClientOptions: options}
 	if cfg.ClientID != "" {
 		o.ID = azidentity.ClientID(cfg.ClientID)
@@ -225,6 +242,9 @@ func newClientCertificate(cfg CredentialConfig, options azcore.ClientOptions) (a
 // staticToken is the embedded vault's credential.
 type staticToken struct{ file string }
 
+// maxToken bounds the embedded vault's token, in bytes.
+const maxToken = 4096
+
 func newStaticToken(file string) (*staticToken, error) {
 	s := &staticToken{file: file}
 	if _, err := s.read(); err != nil {
@@ -245,11 +265,11 @@ func (s *staticToken) GetToken(context.Context, policy.TokenRequestOptions) (azc
 func (s *staticToken) read() (string, error) {
 	b, err := readSecretFile(s.file)
 	if err != nil {
-		return "", fmt.Errorf("reading token file: %w", err)
+		return "", fmt.Errorf("reading token file: %w", &tokenFileError{err})
 	}
 	token := strings.TrimSpace(string(b))
-	if token == "" || len(token) > maxChallenge || !isPrintable(token) || strings.Contains(token, " ") {
-		return "", fmt.Errorf("token file %s holds no token", s.file)
+	if token == "" || len(token) > maxToken || !challenge.IsPrintable(token) || strings.Contains(token, " ") {
+		return "", fmt.Errorf("%s: %w", s.file, errNoToken)
 	}
 	return token, nil
 }
@@ -264,30 +284,3 @@ func readSecretFile(name string) ([]byte, error) {
 	}
 	return os.ReadFile(name)
 }
-
-// patientCredential asks for tokens under its own deadline. The SDK asks once
-// for all callers that wait, on the first one's context: without this, an
-// impatient caller makes the others start over. A panic becomes an error: the
-// SDK would leave the others waiting for ever.
-type patientCredential struct{ azcore.TokenCredential }
-
-// GetToken implements azcore.TokenCredential.
-func (c patientCredential) GetToken(ctx context.Context, o policy.TokenRequestOptions) (t azcore.AccessToken, err error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), tokenTimeout)
-	defer cancel()
-	defer func() {
-		if recover() != nil {
-			t, err = azcore.AccessToken{}, errPanic
-		}
-	}()
-	t, err = c.TokenCredential.GetToken(ctx, o)
-	if err != nil {
-		err = &tokenError{err}
-	}
-	return t, err
-}
-
-// tokenError tells a failure of the credential from one of the vault.
-type tokenError struct{ error }
-
-func (e *tokenError) Unwrap() error { return e.error }

@@ -33,7 +33,7 @@ func TestNewCredential(t *testing.T) {
 		want string // part of the error
 	}{
 		{"workload identity", azurekv.CredentialConfig{Type: "workload_identity", TenantID: entraTenant, ClientID: "c", TokenFile: token, AllowedTenants: []string{entraTenant}},
-			"*azidentity.WorkloadIdentityCredential", ""},
+			"azurekv.fileCredential", ""},
 		{"managed identity", azurekv.CredentialConfig{Type: "managed_identity", ClientID: "c"}, "*azidentity.ManagedIdentityCredential", ""},
 		{"system-assigned", azurekv.CredentialConfig{Type: "managed_identity", Cloud: "china"}, "*azidentity.ManagedIdentityCredential", ""},
 		{"certificate", azurekv.CredentialConfig{Type: "client_certificate", TenantID: entraTenant, ClientID: "c", CertificateFile: rsaCertificate(t), Cloud: "us_government"},

@@ -5,12 +5,14 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+
 	"github.com/keysidecar/keysidecar/kek"
 )
 
-// Vet is a vetter with the given expectations.
-func Vet(tenant string, authorities, resources, challenge []string, authorised bool) (string, error) {
-	return vetter{tenant: tenant, authorities: authorities, resources: resources}.vet(challenge, authorised)
+// NewCredentialWith is NewCredential with Entra behind client.
+func NewCredentialWith(cfg CredentialConfig, client *http.Client) (azcore.TokenCredential, error) {
+	return newCredential(cfg, client)
 }
 
 // Reason classifies an answer.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -17,7 +18,6 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
-	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 
 	"github.com/keysidecar/keysidecar/kek"
 )
@@ -158,8 +158,9 @@ type trace struct {
 	vault, ref, op string
 
 	mu       sync.Mutex
-	attempts int   // guarded by mu
-	last     fault // guarded by mu; zero while a request is under way
+	attempts int         // guarded by mu
+	last     fault       // guarded by mu; zero while a request is under way
+	tokens   *tokenTrace // guarded by mu; nil while no token is waited for
 }
 
 type traceKey struct{}
@@ -187,6 +188,26 @@ func (tr *trace) lastFault() fault {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	return tr.last
+}
+
+// await says that the call waits for a token, or with nil that it no longer does.
+func (tr *trace) await(tokens *tokenTrace) {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	tr.tokens = tokens
+}
+
+// ended returns why the call ended with its context, which ended with err.
+func (tr *trace) ended(err error) error {
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if tr.tokens == nil {
+		return err
+	}
+	if problem := tr.tokens.lastAnswer().problem(); problem != nil {
+		return fmt.Errorf("no token yet: %w: %w", problem, err)
+	}
+	return fmt.Errorf("no token yet: %w", err)
 }
 
 // recorder is a policy that runs on each try, after authentication.
@@ -218,7 +239,7 @@ func (r recorder) Do(req *policy.Request) (*http.Response, error) {
 // a version that the vault refused.
 func (v *Vaults) fail(ctx context.Context, tr *trace, k kek.Key, version kek.Version, err error) error {
 	e := v.explain(ctx, tr, err)
-	e.Op, e.Ref, e.Version = tr.op, k.Ref, version
+	e.Op, e.Ref, e.Version, e.Vault = tr.op, k.Ref, version, k.Vault
 	if e.Reason == kek.Disabled || e.Reason == kek.NotFound || e.Reason == kek.Unusable {
 		v.forget(k, version)
 	}
@@ -243,12 +264,12 @@ func (v *Vaults) explain(ctx context.Context, tr *trace, err error) *kek.Error {
 			f = fault{}
 		}
 		e := f.explain(tr.op)
-		e.Err = ctx.Err()
+		e.Err = tr.ended(ctx.Err())
 		return e
 	}
 	e := &kek.Error{Reason: kek.Unreachable, Err: cause(err)}
-	if code := deniedToken(err); code != "" {
-		e.Reason, e.Code, e.Err = kek.Forbidden, code, errors.New("Entra refuses the credential: "+code)
+	if t, ok := errors.AsType[*tokenError](err); ok && t.denied() != "" {
+		e.Reason, e.Code, e.Err = kek.Forbidden, t.denied(), errors.New("Entra refuses the credential"+t.answer.details())
 	}
 	return e
 }
@@ -265,30 +286,6 @@ func reasonOf(op string, err error) kek.Reason {
 	return kek.ReasonOf(err)
 }
 
-// deniedToken returns the OAuth error (RFC 6749, 5.2) with which Entra refused
-// the credential itself, or "" for any other failure to get a token.
-func deniedToken(err error) string {
-	e, ok := errors.AsType[*azidentity.AuthenticationFailedError](err)
-	if !ok || e.RawResponse == nil {
-		return ""
-	}
-	body, err := runtime.Payload(e.RawResponse)
-	if err != nil {
-		return ""
-	}
-	var answer struct {
-		Error string `json:"error"`
-	}
-	if json.Unmarshal(body, &answer) != nil {
-		return ""
-	}
-	switch answer.Error {
-	case "invalid_client", "unauthorized_client", "invalid_grant":
-		return answer.Error
-	}
-	return ""
-}
-
 // cause says in our own words what went wrong without an answer. The SDK's and
 // net/http's texts quote URLs and bodies.
 func cause(err error) error {
@@ -298,20 +295,25 @@ func cause(err error) error {
 	if r, ok := errors.AsType[*refusal](err); ok {
 		return r
 	}
-	if _, ok := errors.AsType[*tokenError](err); ok {
-		return errors.New("no token")
+	if t, ok := errors.AsType[*tokenError](err); ok {
+		return t.cause()
 	}
+	return networkCause("vault", err)
+}
+
+// networkCause is cause for a host, called name, that gave no answer.
+func networkCause(name string, err error) error {
 	if _, ok := errors.AsType[*net.DNSError](err); ok {
-		return errors.New("vault's host name does not resolve")
+		return fmt.Errorf("%s's host name does not resolve", name)
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return errors.New("vault's certificate does not verify")
+		return fmt.Errorf("%s's certificate does not verify", name)
 	}
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
-		return errno
+		return fmt.Errorf("%s: %w", name, errno)
 	}
 	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() {
-		return errors.New("vault did not answer in time")
+		return fmt.Errorf("%s did not answer in time", name)
 	}
-	return errors.New("vault gave no valid answer")
+	return fmt.Errorf("%s gave no valid answer", name)
 }

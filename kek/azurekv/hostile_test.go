@@ -74,6 +74,14 @@ func TestAnswerRefused(t *testing.T) {
 		{"another name", writes(result(strings.ReplaceAll(kid, "/kek/", "/kek2/"), 32)), kek.Unreachable},
 		{"another vault", writes(result(strings.ReplaceAll(kid, "tenants", "other"), 32)), kek.Unreachable},
 		{"no version", writes(result(strings.TrimSuffix(kid, hostileVersion), 32)), kek.Unreachable},
+		{"no slash", writes(result(strings.TrimSuffix(kid, "/"+hostileVersion), 32)), kek.Unreachable},
+		{"something behind the version", writes(result(kid+"/", 32)), kek.Unreachable},
+		{"host in upper case", writes(result(strings.ReplaceAll(kid, "tenants", "Tenants"), 32)), kek.Unreachable},
+		{"path in upper case", writes(result(strings.ReplaceAll(kid, "/keys/", "/Keys/"), 32)), kek.Unreachable},
+		{"secret instead of a key", writes(result(strings.ReplaceAll(kid, "/keys/", "/secrets/"), 32)), kek.Unreachable},
+		{"upper-case version", writes(result(strings.ReplaceAll(kid, "eeff", "EEFF"), 32)), kek.Unreachable},
+		{"Kelvin sign in the name", writes(result(strings.ReplaceAll(kid, "/kek/", "/\u212aek/"), 32)), kek.Unreachable},
+		{"name and more", writes(result(strings.ReplaceAll(kid, "/kek/", "/kek/kek/"), 32)), kek.Unreachable},
 		{"31 bytes", writes(result(kid, 31)), kek.Rejected},
 		{"33 bytes", writes(result(kid, 33)), kek.Rejected},
 		{"no bytes", writes(result(kid, 0)), kek.Rejected},
@@ -100,6 +108,38 @@ func TestAnswerRefused(t *testing.T) {
 				t.Errorf("%d requests: %q", n, h.requests)
 			}
 		})
+	}
+}
+
+// TestNameOfAnotherCase has a vault that writes the key's name as it was made.
+func TestNameOfAnotherCase(t *testing.T) {
+	for _, name := range []string{"KEK", "Kek"} {
+		kid := strings.ReplaceAll(kid, "/kek/", "/"+name+"/")
+		h := openHostile(t, good, func(w http.ResponseWriter, r *http.Request) {
+			switch path := r.URL.Path; {
+			case strings.HasSuffix(path, "/wrapkey"):
+				io.WriteString(w, result(kid, 40))
+			case strings.HasSuffix(path, "/unwrapkey"):
+				io.WriteString(w, result(kid, 32))
+			case strings.HasSuffix(path, "/versions"):
+				io.WriteString(w, listPage("", `{"kid":"`+kid+`","attributes":{"enabled":true,"created":1}}`))
+			case strings.HasSuffix(path, hostileVersion):
+				io.WriteString(w, keyJSON(kid, `,"kty":"oct-HSM"`, `{"enabled":true}`))
+			default:
+				disabledKey(w) // so that the versions are listed
+			}
+		})
+		h.key.Alg = kek.A256KW
+		version, err := h.Newest(t.Context(), h.key)
+		if err != nil || version != parse(t, hostileVersion) {
+			t.Fatalf("%s: newest: %s, %v", name, version, err)
+		}
+		if _, err := h.Wrap(t.Context(), h.key, version, new([kek.Size]byte)); err != nil {
+			t.Errorf("%s: wrap: %v", name, err)
+		}
+		if err := h.Unwrap(t.Context(), h.key, version, make([]byte, 40), new([kek.Size]byte)); err != nil {
+			t.Errorf("%s: unwrap: %v", name, err)
+		}
 	}
 }
 
@@ -313,7 +353,7 @@ func TestNoListener(t *testing.T) {
 	}
 	l.Close()
 	h.Redirect(l.Addr().String(), nil)
-	if e := h.unwrap(t, t.Context()); e.Reason != kek.Unreachable || e.Err.Error() != "connection refused" {
+	if e := h.unwrap(t, t.Context()); e.Reason != kek.Unreachable || e.Err.Error() != "vault: connection refused" {
 		t.Errorf("got %v", e)
 	}
 }

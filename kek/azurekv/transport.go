@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"net/url"
 	"time"
+
+	"github.com/keysidecar/keysidecar/kek/azurekv/challenge"
 )
 
 const (
@@ -36,7 +38,7 @@ func (r *refusal) NonRetriable() {}
 // guard is the last station before the network, one per vault client.
 type guard struct {
 	host   string // the only host that requests may go to
-	vet    vetter
+	vet    challenge.Vetter
 	client *http.Client
 }
 
@@ -67,7 +69,7 @@ func (g *guard) check(resp *http.Response, authorised bool) error {
 	challenges := resp.Header.Values("WWW-Authenticate")
 	switch status := resp.StatusCode; {
 	case status == http.StatusUnauthorized && (len(challenges) > 0 || !authorised):
-		vetted, err := g.vet.vet(challenges, authorised)
+		vetted, err := g.vet.Vet(challenges, authorised)
 		if err != nil {
 			return err
 		}

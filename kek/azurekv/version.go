@@ -80,16 +80,19 @@ func newAttributes(k kek.Key, kid *azkeys.ID, a *azkeys.KeyAttributes) (*version
 	return s, nil
 }
 
-// versionOf takes apart a key identifier, which must be k's in this vault.
+// versionOf takes apart a key identifier, which must be k's in this vault. Key
+// Vault does not tell apart the case of key names, and answers with the case
+// in which the key was made. Equal lengths keep non-ASCII case out.
 func versionOf(k kek.Key, kid *azkeys.ID) (kek.Version, error) {
 	if kid == nil {
 		return kek.Version{}, errOtherKey
 	}
-	s, ok := strings.CutPrefix(string(*kid), k.Vault+"/keys/"+k.Name+"/")
-	if !ok {
+	s, ok := strings.CutPrefix(string(*kid), k.Vault+"/keys/")
+	name, version, _ := strings.Cut(s, "/")
+	if !ok || len(name) != len(k.Name) || !strings.EqualFold(name, k.Name) {
 		return kek.Version{}, errOtherKey
 	}
-	v, err := kek.ParseVersion(s)
+	v, err := kek.ParseVersion(version)
 	if err != nil {
 		return kek.Version{}, errOtherKey
 	}

@@ -1,4 +1,4 @@
-package azurekv_test
+package challenge_test
 
 import (
 	"net/url"
@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keysidecar/keysidecar/kek/azurekv"
+	"github.com/keysidecar/keysidecar/kek/azurekv/challenge"
 )
 
 const (
@@ -21,6 +21,11 @@ var (
 	authorities = []string{authority, "https://login.windows.net"}
 	resources   = []string{vaultNet}
 )
+
+// vet vets with the expectations of these tests.
+func vet(tenant string, values []string, authorised bool) (string, error) {
+	return challenge.Vetter{Tenant: tenant, Authorities: authorities, Resources: resources}.Vet(values, authorised)
+}
 
 func TestVet(t *testing.T) {
 	const auth = `authorization="` + authority + "/" + entraTenant + `"`
@@ -82,7 +87,7 @@ func TestVet(t *testing.T) {
 		{"too long", []string{good + `, x="` + strings.Repeat("x", 4096) + `"`}, false, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got, err := azurekv.Vet(entraTenant, authorities, resources, test.values, test.authorised)
+			got, err := vet(entraTenant, test.values, test.authorised)
 			if got != test.want || (err == nil) != (test.want != "") {
 				t.Errorf("got %q, %v, want %q", got, err, test.want)
 			}
@@ -97,7 +102,7 @@ func TestVetAnyTenant(t *testing.T) {
 		{"", ""},
 		{"example.com", ""},
 	} {
-		got, err := azurekv.Vet("", authorities, resources, []string{strings.ReplaceAll(good, entraTenant, test.tenant)}, false)
+		got, err := vet("", []string{strings.ReplaceAll(good, entraTenant, test.tenant)}, false)
 		if got != test.want || (err == nil) != (test.want != "") {
 			t.Errorf("%q: got %q, %v", test.tenant, got, err)
 		}
@@ -113,7 +118,7 @@ func FuzzChallenge(f *testing.F) {
 	f.Add(`Bearer authorization="https://localhost" resource="`+vaultNet+`"`, false)
 	f.Add(`Bearer scope="x",authorization="`+authority+"/"+entraTenant+`"`, false)
 	f.Fuzz(func(t *testing.T, challenge string, authorised bool) {
-		vetted, err := azurekv.Vet(entraTenant, authorities, resources, []string{challenge}, authorised)
+		vetted, err := vet(entraTenant, []string{challenge}, authorised)
 		if err != nil {
 			if vetted != "" {
 				t.Errorf("%q with %v", vetted, err)
@@ -138,7 +143,7 @@ func FuzzChallenge(f *testing.F) {
 		if values["scope"] != "" || !slices.Contains(resources, values["resource"]) {
 			t.Errorf("scope %q, resource %q", values["scope"], values["resource"])
 		}
-		again, err := azurekv.Vet(entraTenant, authorities, resources, []string{vetted}, authorised)
+		again, err := vet(entraTenant, []string{vetted}, authorised)
 		if err != nil || again != vetted {
 			t.Errorf("vetted again: %q, %v", again, err)
 		}
