@@ -40,10 +40,12 @@ type active struct {
 	lease  *lease
 	view   *view
 
-	soft, hard time.Time
-	messages   atomic.Uint64
-	bytes      atomic.Uint64
-	retryAt    atomic.Int64 // Unix ns before which no replacement is tried
+	made, soft, hard time.Time
+	messages         atomic.Uint64
+	bytes            atomic.Uint64
+	// retryAt is the age before which no replacement is tried: an age, since
+	// the wall clock can be set back.
+	retryAt atomic.Int64
 }
 
 // charge counts one message of n bytes. It reports false, and the message may
@@ -75,7 +77,7 @@ func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 			p = max(p, due)
 		}
 	}
-	if p != fresh && now.UnixNano() < a.retryAt.Load() {
+	if p != fresh && now.Sub(a.made) < time.Duration(a.retryAt.Load()) {
 		return fresh
 	}
 	return p
@@ -84,9 +86,9 @@ func (a *active) phase(cfg *Config, seed maphash.Seed, now time.Time) phase {
 // claimRetry reports whether the caller is the one to try a replacement now.
 // Others seal on with the old DEK meanwhile.
 func (a *active) claimRetry(cfg *Config, now time.Time) bool {
-	old := a.retryAt.Load()
+	age, old := now.Sub(a.made), a.retryAt.Load()
 	pause := min(maxRetry, time.Duration(tickShare*float64(cfg.PollInterval)))
-	return now.UnixNano() >= old && a.retryAt.CompareAndSwap(old, now.Add(pause).UnixNano())
+	return age >= time.Duration(old) && a.retryAt.CompareAndSwap(old, int64(age+pause))
 }
 
 func (a *active) logAttrs(err error) []slog.Attr {

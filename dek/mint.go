@@ -161,7 +161,7 @@ func (s *Source) newActive(t tenant.ID, k kek.Key, info Info, wrapped []byte, vi
 	soft := time.Duration((0.9 + 0.1*mathrand.Float64()) * float64(s.cfg.SoftAge))
 	return &active{
 		tenant: t, info: info, kek: k, block: raw, prefix: prefix, view: view,
-		soft: now.Add(soft), hard: now.Add(s.cfg.HardAge),
+		made: now, soft: now.Add(soft), hard: now.Add(s.cfg.HardAge),
 	}, nil
 }
 

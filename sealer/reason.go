@@ -99,8 +99,8 @@ func (r Reason) Text() string {
 	return "unknown reason"
 }
 
-// Error is the only error that Sealer's methods return, except for the
-// caller's own context errors, which come back as they are.
+// Error is what Sealer's methods return, except that the caller's own context
+// errors and internal errors come back as they are.
 type Error struct {
 	// Reason says why.
 	Reason Reason

@@ -50,7 +50,8 @@ type Event struct {
 	Caller policy.Caller
 	// Tenant is the tenant ID as requested if it is well-formed, else empty.
 	Tenant string
-	// Reason is OK or why it was refused.
+	// Reason is why it was refused. It is OK if it was done, and also if Err
+	// is the caller's context error or an internal one.
 	Reason Reason
 	// Duration is how long the operation took in the sealer.
 	Duration time.Duration

@@ -110,8 +110,13 @@ func (s *Sidecar) drain() error {
 	if s.http != nil {
 		err = errors.Join(err, s.http.Close())
 	}
+	if err != nil {
+		s.log.LogAttrs(context.Background(), slog.LevelWarn, "drain cut short",
+			slog.Duration("after", time.Since(start)), slog.Any("cause", err))
+		return err
+	}
 	s.log.LogAttrs(context.Background(), slog.LevelInfo, "drained", slog.Duration("after", time.Since(start)))
-	return err
+	return nil
 }
 
 // Stats returns the figures of the keys.
