@@ -2,6 +2,7 @@ package dek
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -114,8 +115,12 @@ func (s *Source) versionRefused(ctx context.Context, k kek.Key, v kek.Version, e
 }
 
 // kekRefused drops what was unwrapped under any version of a KEK. DEKs that
-// the refusal does not concern are unwrapped again when they are next used.
+// the refusal does not concern are unwrapped again when they are next used. A
+// KEK that has only expired refuses to wrap: what it wrapped stays.
 func (s *Source) kekRefused(ctx context.Context, k kek.Key, err error) {
+	if e, ok := errors.AsType[*kek.Error](err); ok && e.Expired {
+		return
+	}
 	if kek.ReasonOf(err).Refusal() && s.leases.fenceKEK(k) {
 		s.dropFenced(ctx, Info{KEKRef: k.Ref, Region: k.Region}, k.Vault, err)
 	}

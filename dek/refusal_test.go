@@ -170,3 +170,28 @@ func TestAnotherKEKInTheDirectory(t *testing.T) {
 		t.Errorf("sealed under KEK %s", got.KEKRef)
 	}
 }
+
+// A KEK that expired wraps no more. Its data opens as before, and costs no
+// more: a failed mint says nothing of the DEKs that are unwrapped.
+func TestExpiredKEKKeepsItsDEKs(t *testing.T) {
+	inBubble(t, nil, func(t *testing.T, r *rig) {
+		prefix, info := r.seal(t)
+		r.vault.SetValidity(testKEK, r.first, time.Time{}, time.Now().Add(time.Minute))
+		before := r.vault.Counts().Unwrap
+		other := *r.entry
+		start := time.Now()
+		for i := range 40 {
+			sleepUntil(start, time.Duration(i+4)*20*time.Second)
+			other.ID = id(t, "globex")
+			if _, err := r.ForSeal(t.Context(), &other, 1, nil); i > 15 && kek.ReasonOf(err) != kek.Disabled {
+				t.Fatalf("mint under an expired KEK: %v, want disabled", err)
+			}
+			if err := r.open(t.Context(), prefix, info.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := r.vault.Counts().Unwrap - before; n > 1 { // a mint may be proved before the look-up is old
+			t.Errorf("%d unwraps while the KEK was expired", n)
+		}
+	})
+}

@@ -66,6 +66,9 @@ type Error struct {
 	// (such as KeyDisabled or ForbiddenByRbac), where it answered.
 	Status int
 	Code   string
+	// Expired says, of Newest's Disabled, that a version is enabled and only
+	// outside its validity. It wraps no more, and still unwraps.
+	Expired bool
 	// RequestID is the vault's x-ms-request-id, to quote to its operator.
 	RequestID string
 	// RetryAfter is how long the vault asked to wait; zero if it did not.

@@ -65,7 +65,7 @@ func (v *Vaults) newest(ctx context.Context, k kek.Key) (*versionSnapshot, error
 		return nil, err
 	}
 	if !s.wrapsAt(v.cfg.Now()) {
-		return nil, &kek.Error{Reason: kek.Disabled}
+		return nil, &kek.Error{Reason: kek.Disabled, Expired: s.enabled}
 	}
 	return s, nil
 }
@@ -79,6 +79,7 @@ func (v *Vaults) search(ctx context.Context, k kek.Key) (kek.Version, error) {
 	}
 	var newest kek.Version
 	var newestCreated time.Time
+	enabled := false
 	pager := client.NewListKeyPropertiesVersionsPager(k.Name, nil)
 	for pages := 0; pager.More(); pages++ {
 		if pages == maxPages {
@@ -93,13 +94,14 @@ func (v *Vaults) search(ctx context.Context, k kek.Key) (kek.Version, error) {
 			if err != nil {
 				return kek.Version{}, err
 			}
+			enabled = enabled || s.enabled
 			if s.wrapsAt(v.cfg.Now()) && (newest.IsZero() || created.After(newestCreated)) {
 				newest, newestCreated = s.version, created
 			}
 		}
 	}
 	if newest.IsZero() {
-		return kek.Version{}, &kek.Error{Reason: kek.Disabled}
+		return kek.Version{}, &kek.Error{Reason: kek.Disabled, Expired: enabled}
 	}
 	return newest, nil
 }

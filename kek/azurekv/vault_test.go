@@ -150,12 +150,23 @@ func testValidity(t *testing.T, alg kek.Alg) {
 	if err := h.server.SetAttributes(vaultName, h.key.Name, h.version.String(), a); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := h.Newest(t.Context(), h.key); !failed(err, kek.Disabled) {
+	if _, err := h.Newest(t.Context(), h.key); !failed(err, kek.Disabled) || !expired(err) {
 		t.Errorf("newest when all are expired: %v", err)
 	}
 	if err := h.tryUnwrap(t.Context(), wrapped); err != nil {
 		t.Errorf("expired version does not unwrap: %v", err)
 	}
+	h.owner().Disable(t, h.version)
+	h.owner().Disable(t, newer)
+	if _, err := h.Newest(t.Context(), h.key); !failed(err, kek.Disabled) || expired(err) {
+		t.Errorf("newest when all are disabled: %v", err)
+	}
+}
+
+// expired reports whether err says that an enabled version is out of date.
+func expired(err error) bool {
+	e, ok := errors.AsType[*kek.Error](err)
+	return ok && e.Expired
 }
 
 // TestManyVersions needs several pages of versions.

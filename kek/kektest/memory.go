@@ -137,14 +137,15 @@ func (m *Memory) Plant(k kek.Key, v kek.Version, b []byte) ([]byte, error) {
 func (m *Memory) Newest(ctx context.Context, k kek.Key) (kek.Version, error) {
 	var newest kek.Version
 	err := m.do(ctx, Call{Op: "newest", Key: k}, func(mk *memoryKey) error {
-		now := time.Now()
+		now, enabled := time.Now(), false
 		for _, v := range mk.versions {
+			enabled = enabled || v.enabled
 			if v.enabled && v.wrapsAt(now) {
 				newest = v.id
 			}
 		}
 		if newest.IsZero() {
-			return &kek.Error{Reason: kek.Disabled}
+			return &kek.Error{Reason: kek.Disabled, Expired: enabled}
 		}
 		return nil
 	})
