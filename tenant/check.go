@@ -2,6 +2,7 @@ package tenant
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -194,7 +195,8 @@ func (c *checker) addPrefix(d *Directory, r *Rule, path string) {
 // checkRule resolves a rule's KEKs; false if it cannot be used.
 func (c *checker) checkRule(r *Rule, path string) (*rule, bool) {
 	before := len(c.mistakes)
-	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended}
+	c.checkLimits(r.Limits, path)
+	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended, limits: r.Limits}
 	for i, region := range r.Regions {
 		if region == "" {
 			c.addf(fmt.Sprintf("%s.regions[%d]", path, i), "is empty")
@@ -209,6 +211,18 @@ func (c *checker) checkRule(r *Rule, path string) (*rule, bool) {
 		ok = c.addKEK(out, ref, fmt.Sprintf("%s.also_opens[%d]", path, i), true) && ok
 	}
 	return out, ok && len(c.mistakes) == before
+}
+
+func (c *checker) checkLimits(l Limits, path string) {
+	if !(l.Rate >= 0) || math.IsInf(l.Rate, 1) { // not <, which NaN is not
+		c.addf(path+".rate", "%v is not a finite number of calls per second, 0 (the default) or more", l.Rate)
+	}
+	if l.Burst < 0 {
+		c.addf(path+".burst", "%d is negative", l.Burst)
+	}
+	if l.Calls < 0 {
+		c.addf(path+".calls", "%d is negative", l.Calls)
+	}
 }
 
 // addKEK appends the KEK of that ref to out; false if it cannot be used.

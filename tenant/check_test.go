@@ -3,6 +3,7 @@ package tenant_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -90,6 +91,12 @@ func TestNewRefuses(t *testing.T) {
 		{"other KEK elsewhere", func(c *tenant.Config) { c.KEKs[1].Region = "eastus" }, "tenants[0].also_opens[0]", "region"},
 		{"KEK without a region", func(c *tenant.Config) { c.KEKs[1].Region = "" }, "tenants[0].also_opens[0]", "region"},
 		{"empty region", func(c *tenant.Config) { c.Tenants[0].Regions[1] = "" }, "tenants[0].regions[1]", "empty"},
+		{"negative rate", func(c *tenant.Config) { c.Tenants[3].Limits.Rate = -1e-9 }, "tenants[3].rate", "finite"},
+		{"rate that is no number", func(c *tenant.Config) { c.Tenants[3].Limits.Rate = math.NaN() }, "tenants[3].rate", "NaN"},
+		{"infinite rate", func(c *tenant.Config) { c.Tenants[0].Limits.Rate = math.Inf(1) }, "tenants[0].rate", "+Inf"},
+		{"negatively infinite rate", func(c *tenant.Config) { c.Tenants[0].Limits.Rate = math.Inf(-1) }, "tenants[0].rate", "-Inf"},
+		{"negative burst", func(c *tenant.Config) { c.Tenants[3].Limits.Burst = -1 }, "tenants[3].burst", "negative"},
+		{"negative calls", func(c *tenant.Config) { c.Tenants[1].Limits.Calls = -1 }, "tenants[1].calls", "negative"},
 		{"host in upper case", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "KV.example.com") }, "hosts[2]", "lower case"},
 		{"any host", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "*") }, "hosts[2]", "DNS name"},
 		{"host of one label", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "*.net") }, "hosts[2]", "two labels"},

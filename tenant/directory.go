@@ -91,6 +91,9 @@ type Rule struct {
 	Regions []string
 	// Suspended says that nothing may be sealed or unsealed. False: active.
 	Suspended bool
+	// Limits bound the tenant's calls. With Prefix every tenant has the same
+	// limits, each of its own. The zero Limits are the sidecar's defaults.
+	Limits Limits
 }
 
 // maxKEKs bounds the KEKs of a rule, because Entry.KEK searches them one by one.
@@ -108,6 +111,8 @@ type Entry struct {
 	Regions []string
 	// Suspended says that nothing may be sealed or unsealed.
 	Suspended bool
+	// Limits bound the tenant's calls, as its rule has them.
+	Limits Limits
 }
 
 // KEK returns the tenant's KEK of that ref. It does not allocate.
@@ -143,6 +148,7 @@ type rule struct {
 	keks      []template
 	regions   []string
 	suspended bool
+	limits    Limits
 }
 
 // New checks cfg as a whole and returns its Directory. The error is a
@@ -218,7 +224,7 @@ func (d *Directory) rule(id string) *rule {
 
 // entry fills the templates of the rule's KEKs.
 func (r *rule) entry(id ID) (*Entry, error) {
-	e := &Entry{ID: id, KEKs: make([]kek.Key, len(r.keks)), Regions: r.regions, Suspended: r.suspended}
+	e := &Entry{ID: id, KEKs: make([]kek.Key, len(r.keks)), Regions: r.regions, Suspended: r.suspended, Limits: r.limits}
 	for i := range r.keks {
 		k, err := r.keks[i].fill(id)
 		if err != nil {

@@ -3,6 +3,7 @@ package tenant_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -35,9 +36,10 @@ func sample() tenant.Config {
 			newKEK("shared", "https://kv-shared.vault.azure.net/keys/kek"),
 		},
 		Tenants: []tenant.Rule{
-			{ID: "acme", KEK: "acme", AlsoOpens: []string{"old", "shared"}, Regions: []string{"westeurope", "northeurope"}},
+			{ID: "acme", KEK: "acme", AlsoOpens: []string{"old", "shared"}, Regions: []string{"westeurope", "northeurope"},
+				Limits: tenant.Limits{Rate: math.MaxFloat64, Burst: math.MaxInt, Calls: math.MaxInt}},
 			{ID: "closed", KEK: "hsm", Suspended: true},
-			{Prefix: new("c-"), KEK: "each", AlsoOpens: []string{"hsm"}},
+			{Prefix: new("c-"), KEK: "each", AlsoOpens: []string{"hsm"}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2}},
 			{Prefix: new("c-big-"), KEK: "shared"},
 			{Prefix: new("x"), KEK: "shared", Regions: []string{"westeurope"}, Suspended: true},
 		},
@@ -74,9 +76,10 @@ func TestLookup(t *testing.T) {
 	each, hsm7 := shared, hsm
 	each.Ref, each.Vault, hsm7.Name = "each", "https://kv-c-7-x.vault.azure.net", "hsm-c-7"
 	for id, want := range map[string]*tenant.Entry{
-		"acme":    {KEKs: []kek.Key{acme, old, shared}, Regions: []string{eu, "northeurope"}},
+		"acme": {KEKs: []kek.Key{acme, old, shared}, Regions: []string{eu, "northeurope"},
+			Limits: tenant.Limits{Rate: math.MaxFloat64, Burst: math.MaxInt, Calls: math.MaxInt}},
 		"closed":  {KEKs: []kek.Key{hsm}, Suspended: true},
-		"c-7":     {KEKs: []kek.Key{each, hsm7}},
+		"c-7":     {KEKs: []kek.Key{each, hsm7}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2}},
 		"c-big-1": {KEKs: []kek.Key{shared}},
 		"c.1":     nil,
 		"x":       {KEKs: []kek.Key{shared}, Regions: []string{eu}, Suspended: true},
