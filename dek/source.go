@@ -108,6 +108,15 @@ func (s *Source) Close() {
 	s.keys.Close()
 }
 
+// Evict drops the unwrapped DEKs of every tenant for which drop returns true,
+// and returns how many; those in use are wiped when their last Ref is released.
+// The next use asks the vault. A mint that is under way puts its DEK into the
+// cache afterwards.
+func (s *Source) Evict(drop func(tenant.ID) bool) int {
+	s.actives.DropIf(func(t tenant.ID, _ *active) bool { return drop(t) })
+	return s.keys.DropIf(func(k cacheKey, _ *held) bool { return drop(k.tenant) })
+}
+
 // Ref is a counted reference to an unwrapped DEK. The key stays until Release.
 type Ref struct {
 	ref    cache.Ref[*held]
