@@ -4,64 +4,30 @@ package client
 import (
 	"context"
 	"encoding/hex"
-	"errors"
-	"fmt"
 	"math/rand/v2"
-	"net"
-	"os"
-	"strings"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/connectivity"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health/grpc_health_v1"
 
 	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 )
 
 const (
-	// maxMessage is the longest answer that is read, in bytes: 64 MiB of data
-	// and more than any bundle adds to it.
-	maxMessage = 65 << 20
 	// attempts is how often a call is made at most.
 	attempts = 3
 	// longestWait is the longest time that a call waits before it is repeated.
 	// A sidecar that asks for more gets its answer handed to the caller.
 	longestWait = 5 * time.Second
-	// A call whose connection was lost pauses, and then waits for a new one for
-	// reconnectTime before it is repeated: two times of both bridge a restart
-	// that takes a second.
-	reconnectPause = 100 * time.Millisecond
-	reconnectTime  = 500 * time.Millisecond
-	// connectTimeout bounds one attempt to connect.
-	connectTimeout = 2 * time.Second
 )
 
 // Client calls one sidecar. It is safe for concurrent use, and meant to be
 // kept: it connects at the first call, and again whenever the connection is
 // lost.
 type Client struct {
-	path     string
-	uids     []uint32
-	explicit bool
-	conn     *grpc.ClientConn
-	rpc      keysidecarv1.SealServiceClient
-	health   grpc_health_v1.HealthClient
-	// refused is why the last connection was not used, or nil.
-	refused atomic.Pointer[error]
-}
-
-// Option changes how Dial's Client behaves.
-type Option func(*Client)
-
-// WithServerUID accepts a sidecar that listens as one of these users instead of
-// this process's own user or root. In a pod it is the user ID of the sidecar's
-// container. With no uids no sidecar is accepted.
-func WithServerUID(uids ...uint32) Option {
-	return func(c *Client) { c.uids, c.explicit = uids, true }
+	*connection
+	rpc    keysidecarv1.SealServiceClient
+	health grpc_health_v1.HealthClient
 }
 
 // Dial returns a Client for the Unix socket at a path, which may have the
@@ -71,37 +37,11 @@ func WithServerUID(uids ...uint32) Option {
 // process's own or root (WithServerUID changes that), so that data does not go
 // to whoever got hold of the path. Elsewhere WithServerUID fails every call.
 func Dial(socket string, opts ...Option) (*Client, error) {
-	path := strings.TrimPrefix(strings.TrimPrefix(socket, "unix:"), "//")
-	if path == "" {
-		return nil, errors.New("socket path is empty")
-	}
-	c := &Client{path: path, uids: []uint32{0, uint32(os.Geteuid())}} //nolint:gosec // a uid is an unsigned 32-bit number
-	for _, o := range opts {
-		o(c)
-	}
-	reconnect := backoff.Config{BaseDelay: reconnectPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
-	conn, err := grpc.NewClient("passthrough:///localhost",
-		grpc.WithContextDialer(c.dial),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: connectTimeout}),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)),
-		grpc.WithDisableServiceConfig(),
-	)
+	c, err := open(socket, opts)
 	if err != nil {
-		return nil, fmt.Errorf("preparing connection to %s: %w", path, err)
+		return nil, err
 	}
-	c.conn = conn
-	c.rpc = keysidecarv1.NewSealServiceClient(conn)
-	c.health = grpc_health_v1.NewHealthClient(conn)
-	return c, nil
-}
-
-// Close ends the connection and all calls. The Client cannot be used again.
-func (c *Client) Close() error {
-	if err := c.conn.Close(); err != nil {
-		return fmt.Errorf("closing connection to %s: %w", c.path, err)
-	}
-	return nil
+	return &Client{c, keysidecarv1.NewSealServiceClient(c.grpc), grpc_health_v1.NewHealthClient(c.grpc)}, nil
 }
 
 // KeyInfo names the keys that an operation used. It holds nothing secret.
@@ -204,19 +144,6 @@ func call[Req, Resp any](
 	}
 }
 
-// reconnect waits for a connection, and not for long.
-func (c *Client) reconnect(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, reconnectTime)
-	defer cancel()
-	c.conn.ResetConnectBackoff()
-	for state := c.conn.GetState(); state != connectivity.Ready; state = c.conn.GetState() {
-		c.conn.Connect()
-		if !c.conn.WaitForStateChange(ctx, state) {
-			return
-		}
-	}
-}
-
 // sleep waits for d and up to a quarter more, so that callers who failed
 // together do not return together. It reports false, without waiting, if ctx
 // would end before.
@@ -233,24 +160,4 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	case <-ctx.Done():
 		return false
 	}
-}
-
-// dial connects and checks who listens.
-func (c *Client) dial(ctx context.Context, _ string) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", c.path)
-	if err == nil {
-		if err = c.checkServer(conn); err != nil {
-			_ = conn.Close()
-		}
-	}
-	if errors.Is(err, ErrServerUID) {
-		c.refused.Store(&err)
-	} else {
-		c.refused.Store(nil)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return conn, nil
 }

@@ -21,9 +21,11 @@ import (
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/envelope"
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/identity"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,12 +45,31 @@ func echo(_ context.Context, _ policy.Verb, r sealer.Request) (sealer.Result, er
 	return sealer.Result{Data: r.Data}, nil
 }
 
+// me is the caller of every call that this process makes.
+func me() policy.Caller {
+	return policy.PeerCaller(uint32(os.Geteuid()), uint32(os.Getegid()), int32(os.Getpid()))
+}
+
+// noLimits leaves room for everything.
+func noLimits(t *testing.T) *server.Limits {
+	t.Helper()
+	callers, err := limit.New(limit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := limit.NewBytes(limit.BytesConfig{Total: 1 << 40, Share: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &server.Limits{Callers: callers, Bytes: room}
+}
+
 // serve runs a server on path and returns how to stop it.
 func serve(t *testing.T, path string, s server.Sealer) (stop func()) {
 	t.Helper()
 	srv, err := server.New(server.Config{
-		Sealer: s, MaxUnary: sealer.MaxPlaintext, Logger: slog.New(slog.DiscardHandler),
-		Caller: func(context.Context) (policy.Caller, error) { return policy.SocketCaller(), nil },
+		Sealer: s, MaxUnary: sealer.MaxPlaintext, Logger: slog.New(slog.DiscardHandler), Limits: noLimits(t),
+		Source: identity.NewPeers(), Policy: func() *policy.Policy { return &policy.Policy{} },
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -119,7 +140,7 @@ func TestSealAndUnseal(t *testing.T) {
 			t.Fatal(err)
 		}
 		want := asked{policy.Seal, sealer.Request{
-			Caller: policy.SocketCaller(), Tenant: "acme", Context: pairs, Data: []byte("data"),
+			Caller: me(), CallerName: me().Name, Tenant: "acme", Context: pairs, Data: []byte("data"),
 		}}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Error("sealer was asked (-want +got):\n", diff)

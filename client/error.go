@@ -60,7 +60,7 @@ func ReasonOf(err error) string {
 }
 
 // newError makes an *Error of what gRPC returned.
-func (c *Client) newError(ctx context.Context, err error) *Error {
+func (c *connection) newError(ctx context.Context, err error) *Error {
 	st := status.Convert(err)
 	e := &Error{Code: st.Code(), Message: st.Message()}
 	for _, d := range st.Details() {
@@ -76,7 +76,7 @@ func (c *Client) newError(ctx context.Context, err error) *Error {
 	switch {
 	case e.Code == codes.DeadlineExceeded:
 		e.cause = context.DeadlineExceeded
-	case e.Code == codes.Canceled: // nil if the Client was closed
+	case e.Code == codes.Canceled: // nil if the connection was closed
 		e.cause = ctx.Err()
 	case e.lost():
 		if refused := c.refused.Load(); refused != nil {

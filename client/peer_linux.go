@@ -9,7 +9,7 @@ import (
 
 // checkServer returns ErrServerUID unless the process that listens (its
 // effective user when it called listen, SO_PEERCRED of unix(7)) may.
-func (c *Client) checkServer(conn net.Conn) error {
+func (c *connection) checkServer(conn net.Conn) error {
 	raw, err := conn.(*net.UnixConn).SyscallConn()
 	if err != nil {
 		return fmt.Errorf("reading who listens on %s: %w", c.path, err)

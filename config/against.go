@@ -70,7 +70,7 @@ func (f Finding) String() string {
 
 // Check returns what the new configuration takes away from data sealed under
 // the old one, KEKs first, in the order of the old file. Both have to come
-// from Load, or to have Tenants from LoadTenants.
+// from Load or Reload.
 func Check(old, now *Config) []Finding {
 	a := against{old: newSide(old), new: newSide(now)}
 	a.checkKEKs()

@@ -1,5 +1,5 @@
-// Package config turns the files config.yaml and tenants.yaml into checked
-// values. It is the only YAML in the program.
+// Package config turns the files config.yaml, tenants.yaml and policy.yaml into
+// checked values. It is the only YAML in the program.
 //
 // The files are strict: an unknown or repeated key, a value of another type,
 // an anchor, an alias, a merge key, a tag, an empty value, a second document
@@ -7,13 +7,18 @@
 // the files, and no secret belongs in them, only paths to files with secrets.
 //
 // The comments of the structs, and their tags, are the manual: docs/config.md
-// and what Reference returns are generated from them.
+// and what Reference returns are generated from them. Two tags are for that
+// only: "example", where there is no default, and "show", which is "true" where
+// the reference has to set the example, and "empty" where it sets "".
 package config
 
 import (
 	"io/fs"
 	"net"
+	"net/netip"
 	"time"
+
+	"github.com/keysidecar/keysidecar/config/internal/strict"
 )
 
 //go:generate go test -run ^TestReferenceIsGenerated$ -update .
@@ -24,10 +29,35 @@ const (
 	// A tenants file takes about 60 times its length in memory while it is
 	// read, and some 400 bytes a tenant afterwards.
 	MaxTenantsFile = 64 << 20
+	MaxPolicyFile  = 16 << 20
 )
 
-// Config is config.yaml, and the tenants file that it names. It is read at
-// start; a change needs a restart. All relative paths are resolved already.
+const day = 24 * time.Hour
+
+// Size is a number of bytes, written as "512KiB".
+type Size = strict.Size
+
+// The units of a Size.
+const (
+	KiB = strict.KiB
+	MiB = strict.MiB
+	GiB = strict.GiB
+	TiB = strict.TiB
+	PiB = strict.PiB
+)
+
+// MaxProblems is how many problems an Error names at most.
+const MaxProblems = strict.MaxProblems
+
+// Error is what Load and Reload return for files that are not right.
+type Error = strict.Error
+
+// Problem is one thing wrong with a file.
+type Problem = strict.Problem
+
+// Config is config.yaml, and the files tenants.yaml and policy.yaml that it
+// names. A change of config.yaml needs a restart, a change of the others a
+// Reload. All relative paths are resolved already.
 //
 // The zero Config is not valid: Default has the defaults, Load checks.
 type Config struct {
@@ -40,6 +70,16 @@ type Config struct {
 	Region string `yaml:"region" example:"westeurope" show:"true"`
 	// TenantsFile is the path of tenants.yaml.
 	TenantsFile string `yaml:"tenants_file" kind:"path" required:"true"`
+	// PolicyFile is the path of policy.yaml.
+	PolicyFile string `yaml:"policy_file" kind:"path" required:"true"`
+	// StateDir is the path of a directory that exists, in which the sidecar
+	// keeps what has to survive a restart: which tenants are suspended.
+	// Empty: nothing can be suspended at run time.
+	StateDir string `yaml:"state_dir" kind:"path" example:"/var/lib/keysidecar"`
+	// ReloadInterval is how often tenants.yaml, policy.yaml and the files of
+	// listen.tcp are looked at for changes, 10ms at least. 0s: they are read
+	// again on SIGHUP and "keysidecar sidecar reload" only.
+	ReloadInterval time.Duration `yaml:"reload_interval" min:"0s" max:"1h"`
 	// KeyVault says which Key Vaults there are and how to reach them.
 	KeyVault KeyVault `yaml:"key_vault"`
 	// DEK says how long data encryption keys (DEKs) are used.
@@ -59,6 +99,8 @@ type Config struct {
 
 	// Tenants is the file that TenantsFile names, loaded.
 	Tenants *Tenants `yaml:"-"`
+	// Policy is the file that PolicyFile names, loaded.
+	Policy *Policy `yaml:"-"`
 }
 
 // Listen is the section "listen".
@@ -67,9 +109,42 @@ type Listen struct {
 	// has to exist, and others may not write to it.
 	Socket string `yaml:"socket" kind:"path" required:"true"`
 	// Mode is the socket's file mode, four octal digits in quotes. Who may
-	// write to the socket may call: "0600" is this user only, "0660" adds the
-	// group, "0666" everybody who reaches the directory.
+	// write to the socket may connect: "0600" is this user only, "0660" adds
+	// the group, "0666" everybody who reaches the directory. What they may do
+	// policy.yaml says.
 	Mode fs.FileMode `yaml:"mode"`
+	// AdminSocket is the path of the Unix socket for the admin API, as socket.
+	// Empty: "admin.sock" in the directory of socket.
+	AdminSocket string `yaml:"admin_socket" kind:"path" example:"/run/keysidecar/admin.sock"`
+	// AdminMode is its file mode, as mode.
+	AdminMode fs.FileMode `yaml:"admin_mode"`
+	// TCP is a second listener for workloads, which prove who they are with a
+	// client certificate.
+	TCP TCP `yaml:"tcp"`
+}
+
+// TCP is the section "listen.tcp".
+type TCP struct {
+	// Address is the IP address and port to listen on: "127.0.0.1:9440".
+	// Empty: none; then only allow and max_age may be set.
+	Address string `yaml:"address" show:"empty"`
+	// Allow are the prefixes of the IP addresses that may connect.
+	Allow []string `yaml:"allow"`
+	// CertFile is the path of the PEM file with the sidecar's own certificate
+	// and what leads from it to its authority. Required with an address.
+	CertFile string `yaml:"cert_file" kind:"path" example:"/etc/keysidecar/tls.crt"`
+	// KeyFile is the path of the PEM file with the certificate's private key.
+	// Required with an address.
+	KeyFile string `yaml:"key_file" kind:"path" example:"/etc/keysidecar/tls.key"`
+	// ClientCAFile is the path of the PEM file with the authorities of the
+	// callers' certificates. Required with an address.
+	ClientCAFile string `yaml:"client_ca_file" kind:"path" example:"/etc/keysidecar/callers.pem"`
+	// TrustDomain is the SPIFFE trust domain of the callers: each is the
+	// SPIFFE ID in its certificate. Empty: each is the DNS name in it.
+	TrustDomain string `yaml:"trust_domain" example:"example.org"`
+	// MaxAge is how long after it connected a caller is believed to be who it
+	// proved to be. Its connection ends then.
+	MaxAge time.Duration `yaml:"max_age" min:"1m" max:"24h"`
 }
 
 // KeyVault is the section "key_vault".
@@ -194,9 +269,49 @@ type Limits struct {
 	UnaryBytes Size `yaml:"unary_bytes" min:"1KiB" max:"64MiB"`
 	// CallsPerConnection is how many calls of one connection are in flight.
 	CallsPerConnection int `yaml:"calls_per_connection" min:"1" max:"65536"`
+	// Connections is how many connections each listener has at a time.
+	Connections int `yaml:"connections" min:"1" max:"65536"`
+	// ConnectionsPerCaller is how many of them one caller has.
+	ConnectionsPerCaller int `yaml:"connections_per_caller" min:"1" max:"65536"`
+	// CallTimeout is how long a call takes at most, whatever deadline its
+	// caller has.
+	CallTimeout time.Duration `yaml:"call_timeout" min:"1s" max:"10m"`
+	// BytesInFlight is how many bytes of messages are in memory at a time, at
+	// least 4 times unary_bytes. 0B: a quarter of the memory limit.
+	BytesInFlight Size `yaml:"bytes_in_flight" min:"0B" max:"1TiB"`
+	// BytesShare is the largest part of them that one caller has; 1 is no
+	// bound.
+	BytesShare float64 `yaml:"bytes_share" min:"0.1" max:"1"`
+	// Caller bounds the calls of each caller. policy.yaml may say otherwise
+	// about one.
+	Caller CallLimit `yaml:"caller"`
+	// Tenant bounds the calls for each tenant, of all callers together.
+	// tenants.yaml may say otherwise about one.
+	Tenant CallLimit `yaml:"tenant"`
+	// Misses bounds the Key Vault calls that each caller causes, with tenants
+	// and wrapped DEKs that are not in the cache.
+	Misses MissLimit `yaml:"misses"`
 	// Drain is how long calls in flight have to finish when the sidecar
 	// stops; 0s ends them at once.
 	Drain time.Duration `yaml:"drain" min:"0s" max:"10m"`
+}
+
+// CallLimit is the section "limits.caller" or "limits.tenant".
+type CallLimit struct {
+	// Rate is how many calls begin in a second, for long.
+	Rate float64 `yaml:"rate" min:"0.01" max:"10000000"`
+	// Burst is how many begin at once after a pause.
+	Burst int `yaml:"burst" min:"1" max:"10000000"`
+	// Calls is how many are in flight at a time.
+	Calls int `yaml:"calls" min:"1" max:"1000000"`
+}
+
+// MissLimit is the section "limits.misses".
+type MissLimit struct {
+	// Rate is how many calls begin in a second, for long.
+	Rate float64 `yaml:"rate" min:"0.01" max:"1000000"`
+	// Burst is how many begin at once after a pause.
+	Burst int `yaml:"burst" min:"1" max:"1000000"`
 }
 
 // Server is the section "server".
@@ -228,15 +343,43 @@ func (d *DEK) HardAge() time.Duration {
 // Default returns the defaults of every field that has one.
 func Default() *Config {
 	return &Config{
-		Listen:      Listen{Socket: "/run/keysidecar/keysidecar.sock", Mode: 0o600},
-		TenantsFile: "tenants.yaml",
-		KeyVault:    KeyVault{Cloud: "public", PollInterval: 5 * time.Minute, LoadTimeout: 5 * time.Second},
-		DEK:         DEK{SoftAge: 30 * day, HardAgeFactor: 1.25, MaxMessages: 1 << 32, MaxBytes: PiB},
+		Listen: Listen{Socket: "/run/keysidecar/keysidecar.sock", Mode: 0o600, AdminMode: 0o600,
+			TCP: TCP{Allow: []string{"127.0.0.0/8", "::1/128"}, MaxAge: time.Hour}},
+		TenantsFile: "tenants.yaml", PolicyFile: "policy.yaml", ReloadInterval: 5 * time.Second,
+		KeyVault: KeyVault{Cloud: "public", PollInterval: 5 * time.Minute, LoadTimeout: 5 * time.Second},
+		DEK:      DEK{SoftAge: 30 * day, HardAgeFactor: 1.25, MaxMessages: 1 << 32, MaxBytes: PiB},
 		Cache: Cache{Entries: 10_000, TenantShare: 0.25, Negative: Negative{
 			Unknown: 5 * time.Second, Unreachable: 2 * time.Second, Refused: 15 * time.Second, Entries: 10_000}},
-		Limits: Limits{UnaryBytes: MiB, CallsPerConnection: 256, Drain: 10 * time.Second},
-		Log:    Log{Level: "info", Format: "json"},
+		Limits: Limits{UnaryBytes: MiB, CallsPerConnection: 256, Connections: 1024, ConnectionsPerCaller: 128,
+			CallTimeout: 30 * time.Second, BytesShare: 0.5,
+			Caller: CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
+			Tenant: CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
+			Misses: MissLimit{Rate: 50, Burst: 500}, Drain: 10 * time.Second},
+		Log: Log{Level: "info", Format: "json"},
 	}
+}
+
+// Files returns the files that a Reload reads again, and those of the TCP
+// listener: what to look at for changes.
+func (c *Config) Files() []string {
+	names := []string{c.TenantsFile, c.PolicyFile}
+	if tcp := &c.Listen.TCP; tcp.Address != "" {
+		names = append(names, tcp.CertFile, tcp.KeyFile, tcp.ClientCAFile)
+	}
+	return names
+}
+
+// Prefixes returns Allow. It is for a Config from Load.
+func (t *TCP) Prefixes() []netip.Prefix {
+	out := make([]netip.Prefix, len(t.Allow))
+	for i, text := range t.Allow {
+		p, err := parsePrefix(text)
+		if err != nil {
+			panic("config: internal error: prefix of a checked file: " + err.Error())
+		}
+		out[i] = p
+	}
+	return out
 }
 
 // AllowedHosts returns the hosts that KEK URLs may name, in the form of

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/keysidecar/keysidecar/config"
 )
 
@@ -28,9 +26,9 @@ func checkError(t *testing.T, err error, data []byte) {
 	}
 }
 
-func addSeeds(f *testing.F, tenants bool) {
+func addSeeds(f *testing.F, kind string) {
 	for _, pattern := range []string{"testdata/*.yaml", "testdata/bad/*.yaml"} {
-		for _, name := range files(f, pattern, tenants) {
+		for _, name := range files(f, pattern, kind) {
 			data, err := os.ReadFile(name)
 			if err != nil {
 				f.Fatal(err)
@@ -41,7 +39,7 @@ func addSeeds(f *testing.F, tenants bool) {
 }
 
 func FuzzLoad(f *testing.F) {
-	addSeeds(f, false)
+	addSeeds(f, "")
 	f.Add([]byte(config.ReferenceConfig()))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := config.Decode("f", data)
@@ -58,7 +56,7 @@ func FuzzLoad(f *testing.F) {
 }
 
 func FuzzTenants(f *testing.F) {
-	addSeeds(f, true)
+	addSeeds(f, ".tenants")
 	f.Add([]byte(config.ReferenceTenants()))
 	c := mustLoad(f, "testdata/platform.yaml")
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -80,44 +78,27 @@ func FuzzTenants(f *testing.F) {
 	})
 }
 
-func TestDurationsAndSizesReadBack(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		d := time.Duration(rapid.Int64Range(0, int64(1000*24*time.Hour)).Draw(t, "duration"))
-		unit := rapid.SampledFrom([]time.Duration{1, time.Millisecond, time.Second, time.Minute, time.Hour, 24 * time.Hour}).Draw(t, "unit")
-		d = d.Truncate(unit)
-		if got, err := config.ParseDuration(config.FormatDuration(d)); err != nil || got != d {
-			t.Errorf("%s: %s, %v", config.FormatDuration(d), got, err)
+func FuzzPolicy(f *testing.F) {
+	addSeeds(f, ".policy")
+	f.Add([]byte(config.ReferencePolicy()))
+	tenants := mustLoad(f, "testdata/platform.yaml").Tenants
+	f.Fuzz(func(t *testing.T, data []byte) {
+		p, err := config.DecodePolicy("f", data, tenants)
+		if err != nil {
+			checkError(t, err, data)
+			return
 		}
-		s := config.Size(rapid.Int64Range(0, 1<<62).Draw(t, "size"))
-		s = max(s>>rapid.IntRange(0, 6).Draw(t, "shift")<<(10*rapid.IntRange(0, 1).Draw(t, "KiB")), 0)
-		if got, err := config.ParseSize(s.String()); err != nil || got != s {
-			t.Errorf("%s: %d, %v", s, got, err)
+		ended := 0
+		for i, r := range p.Config.Rules {
+			if len(r.Callers) == 0 || len(r.Tenants) == 0 || len(r.Verbs) == 0 || p.Line(i) < 1 || (r.Ticket == "") != r.NotAfter.IsZero() {
+				t.Errorf("not checked: line %d: %+v", p.Line(i), r)
+			}
+			if !r.NotAfter.IsZero() {
+				ended++
+			}
+		}
+		if p.Policy == nil || len(p.Expired(time.Date(10_001, 1, 1, 0, 0, 0, 0, time.UTC))) != ended {
+			t.Errorf("policy %+v", p)
 		}
 	})
-}
-
-func TestDurationAndSizeNotation(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0: "0s", 250 * time.Millisecond: "250ms", 90 * time.Minute: "1h30m", 5 * time.Minute: "5m", 10 * time.Minute: "10m",
-		20 * time.Hour: "20h", 720 * time.Hour: "30d", 25 * time.Hour: "25h", time.Hour + time.Second: "1h0m1s",
-	} {
-		if got := config.FormatDuration(d); got != want {
-			t.Errorf("%s is written %q", d, got)
-		}
-	}
-	for _, s := range []string{"", "5", "d", "-1d", "1.5d", "99999d", "1w", "5 m", "1MiB"} {
-		if d, err := config.ParseDuration(s); err == nil {
-			t.Errorf("ParseDuration(%q) = %s", s, d)
-		}
-	}
-	for s, want := range map[config.Size]string{0: "0B", 1: "1B", 1024: "1KiB", 1025: "1025B", 1 << 20: "1MiB", 3 << 30: "3GiB", 1 << 50: "1PiB"} {
-		if got := s.String(); got != want {
-			t.Errorf("%d is written %q", int64(s), got)
-		}
-	}
-	for _, s := range []string{"", "B", "1", "-1B", "+1B", "1.5MiB", "1MB", "1 MiB", "1mib", "9223372036854775808B", "8192PiB", "1MiBB"} {
-		if n, err := config.ParseSize(s); err == nil {
-			t.Errorf("ParseSize(%q) = %d", s, n)
-		}
-	}
 }

@@ -19,9 +19,9 @@ import (
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
-// files returns the files that match pattern, those of tenants or the others,
-// at least one.
-func files(t testing.TB, pattern string, tenants bool) []string {
+// files returns the files of that kind that match pattern, at least one. The
+// kind is ".tenants" or ".policy", or "" for a config.yaml.
+func files(t testing.TB, pattern, kind string) []string {
 	t.Helper()
 	all, err := filepath.Glob(pattern)
 	if err != nil {
@@ -29,7 +29,7 @@ func files(t testing.TB, pattern string, tenants bool) []string {
 	}
 	var out []string
 	for _, name := range all {
-		if strings.HasSuffix(name, ".tenants.yaml") == tenants {
+		if _, suffix, ok := strings.Cut(filepath.Base(name), "."); ok && suffix == strings.TrimPrefix(kind+".yaml", ".") {
 			out = append(out, name)
 		}
 	}
@@ -48,11 +48,14 @@ func mustLoad(t testing.TB, name string) *config.Config {
 	return c
 }
 
-// writeFiles writes both files to a new directory and returns config.yaml's path.
-func writeFiles(t testing.TB, cfg, tenants string) string {
+// noRules is a policy.yaml that allows nothing.
+const noRules = "apiVersion: keysidecar/v1\nrules: []\n"
+
+// writeFiles writes all files to a new directory and returns config.yaml's path.
+func writeFiles(t testing.TB, cfg, tenants, policy string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"config.yaml": cfg, "tenants.yaml": tenants} {
+	for name, text := range map[string]string{"config.yaml": cfg, "tenants.yaml": tenants, "policy.yaml": policy} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -74,25 +77,34 @@ func problemsOf(t testing.TB, err error) []config.Problem {
 }
 
 func TestExamplesLoad(t *testing.T) {
-	for _, name := range files(t, "testdata/*.yaml", false) {
+	for _, name := range files(t, "testdata/*.yaml", "") {
 		t.Run(filepath.Base(name), func(t *testing.T) {
 			c := mustLoad(t, name)
 			if c.Tenants.Directory == nil || len(c.Tenants.Config.KEKs) == 0 {
 				t.Errorf("Tenants = %+v", c.Tenants)
+			}
+			if c.Policy.Policy == nil || len(c.Policy.Config.Rules) == 0 || c.Policy.Path != c.PolicyFile {
+				t.Errorf("Policy = %+v", c.Policy)
 			}
 		})
 	}
 }
 
 func TestBadExamples(t *testing.T) {
-	for _, name := range files(t, "testdata/bad/*.yaml", false) {
+	for _, name := range files(t, "testdata/bad/*.yaml", "") {
 		t.Run(filepath.Base(name), func(t *testing.T) { checkBad(t, name, func() error { _, err := config.Load(name); return err }) })
 	}
-	for _, name := range files(t, "testdata/bad/*.yaml", true) {
-		t.Run(filepath.Base(name), func(t *testing.T) {
-			c := mustLoad(t, "testdata/minimal.yaml")
-			checkBad(t, name, func() error { _, err := config.LoadTenants(name, c); return err })
-		})
+	for kind, other := range map[string]func(c *config.Config, name string){
+		".tenants": func(c *config.Config, name string) { c.TenantsFile = name },
+		".policy":  func(c *config.Config, name string) { c.PolicyFile = name },
+	} {
+		for _, name := range files(t, "testdata/bad/*.yaml", kind) {
+			t.Run(filepath.Base(name), func(t *testing.T) {
+				c := mustLoad(t, "testdata/minimal.yaml")
+				other(c, name)
+				checkBad(t, name, func() error { _, err := config.Reload(c); return err })
+			})
+		}
 	}
 }
 
@@ -123,17 +135,18 @@ func checkBad(t *testing.T, name string, load func() error) {
 }
 
 func TestReferenceLoads(t *testing.T) {
-	c := mustLoad(t, writeFiles(t, config.ReferenceConfig(), config.ReferenceTenants()))
+	c := mustLoad(t, writeFiles(t, config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy()))
 	want := config.Default()
 	want.APIVersion = "keysidecar/v1"
-	want.TenantsFile = c.TenantsFile
+	want.TenantsFile, want.PolicyFile = c.TenantsFile, c.PolicyFile
+	want.Listen.AdminSocket = "/run/keysidecar/admin.sock"
 	want.Region = "westeurope"
 	want.KeyVault.Credentials = []config.Credential{{Name: "main", Type: "workload_identity",
 		TenantID: "11111111-2222-3333-4444-555555555555", ClientID: "66666666-7777-8888-9999-000000000000"}}
-	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants")); diff != "" {
+	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants", "Policy")); diff != "" {
 		t.Errorf("the reference differs from the defaults (-want +got):\n%s", diff)
 	}
-	for _, text := range []string{config.ReferenceConfig(), config.ReferenceTenants()} {
+	for _, text := range []string{config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy()} {
 		if text == "" || !strings.Contains(config.Reference(), text) {
 			t.Error("Reference lacks a file")
 		}
@@ -145,12 +158,18 @@ func TestDefaults(t *testing.T) {
 	// once more so that a change is seen.
 	c := mustLoad(t, "testdata/minimal.yaml")
 	for name, ok := range map[string]bool{
-		"mode":       c.Listen.Mode == 0o600,
-		"ages":       c.DEK.SoftAge == 720*time.Hour && c.DEK.HardAge() == 900*time.Hour,
-		"usage":      c.DEK.MaxMessages == 1<<32 && c.DEK.MaxBytes == 1<<50,
-		"cache":      c.Cache.Entries == 10_000 && c.Cache.TenantShare == 0.25,
-		"negative":   c.Cache.Negative == config.Negative{Unknown: 5 * time.Second, Unreachable: 2 * time.Second, Refused: 15 * time.Second, Entries: 10_000},
-		"limits":     c.Limits == config.Limits{UnaryBytes: 1 << 20, CallsPerConnection: 256, Drain: 10 * time.Second},
+		"mode":     c.Listen.Mode == 0o600,
+		"ages":     c.DEK.SoftAge == 720*time.Hour && c.DEK.HardAge() == 900*time.Hour,
+		"usage":    c.DEK.MaxMessages == 1<<32 && c.DEK.MaxBytes == 1<<50,
+		"cache":    c.Cache.Entries == 10_000 && c.Cache.TenantShare == 0.25,
+		"negative": c.Cache.Negative == config.Negative{Unknown: 5 * time.Second, Unreachable: 2 * time.Second, Refused: 15 * time.Second, Entries: 10_000},
+		"limits": c.Limits == config.Limits{UnaryBytes: 1 << 20, CallsPerConnection: 256, Connections: 1024, ConnectionsPerCaller: 128,
+			CallTimeout: 30 * time.Second, BytesInFlight: 0, BytesShare: 0.5, Drain: 10 * time.Second,
+			Caller: config.CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024}, Tenant: config.CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
+			Misses: config.MissLimit{Rate: 50, Burst: 500}},
+		"admin":      c.Listen.AdminSocket == "/run/keysidecar/admin.sock" && c.Listen.AdminMode == 0o600,
+		"tcp":        c.Listen.TCP.Address == "" && c.Listen.TCP.MaxAge == time.Hour && slices.Equal(c.Listen.TCP.Allow, []string{"127.0.0.0/8", "::1/128"}),
+		"reload":     c.ReloadInterval == 5*time.Second && c.StateDir == "",
 		"key vault":  c.KeyVault.Cloud == "public" && c.KeyVault.PollInterval == 5*time.Minute && c.KeyVault.LoadTimeout == 5*time.Second,
 		"off":        c.Metrics.Listen == "" && !c.Server.Reflection && !c.Memory.RequireLocked,
 		"log":        c.Log == config.Log{Level: "info", Format: "json"},
@@ -212,7 +231,7 @@ func TestPlatformExample(t *testing.T) {
 
 // TestEveryMisspeltKey misspells each key of each section in turn.
 func TestEveryMisspeltKey(t *testing.T) {
-	path := writeFiles(t, config.ReferenceConfig(), config.ReferenceTenants())
+	path := writeFiles(t, config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy())
 	good := mustLoad(t, path)
 	for _, f := range []struct {
 		text string
@@ -221,6 +240,7 @@ func TestEveryMisspeltKey(t *testing.T) {
 	}{
 		{config.ReferenceConfig(), func(b []byte) error { _, err := config.Decode("f", b); return err }, countKeys(reflect.TypeFor[config.Config]())},
 		{config.ReferenceTenants(), func(b []byte) error { _, err := config.DecodeTenants("f", b, good); return err }, countKeys(reflect.TypeOf(config.TenantsFile()))},
+		{config.ReferencePolicy(), func(b []byte) error { _, err := config.DecodePolicy("f", b, good.Tenants); return err }, countKeys(reflect.TypeOf(config.PolicyFile()))},
 	} {
 		lines := strings.Split(f.text, "\n")
 		setting := regexp.MustCompile(`^( *)(# )?([a-z][a-zA-Z_]*):( .*)?$`)
@@ -270,19 +290,11 @@ func countKeys(section reflect.Type) int {
 		if inner.Kind() == reflect.Slice {
 			inner = inner.Elem()
 		}
-		if inner.Kind() == reflect.Struct {
+		if config.IsSection(inner) {
 			n += countKeys(inner)
 		}
 	}
 	return n
-}
-
-func TestLoadReportsBothFiles(t *testing.T) {
-	path := writeFiles(t, "apiVersion: keysidecar/v1\n", "")
-	got := problemsOf(t, func() error { _, err := config.Load(path); return err }())
-	if len(got) != 1 || !strings.HasSuffix(got[0].File, "tenants.yaml") || got[0].Text != "is empty" {
-		t.Errorf("Load = %v", got)
-	}
 }
 
 func TestLoadUnreadable(t *testing.T) {
@@ -293,19 +305,24 @@ func TestLoadUnreadable(t *testing.T) {
 	if _, err := config.Load(dir); err == nil || !strings.HasSuffix(err.Error(), ": is a directory") {
 		t.Errorf("Load of a directory: %v", err)
 	}
-	path := writeFiles(t, "apiVersion: keysidecar/v1\ntenants_file: none.yaml\n", "")
+	path := writeFiles(t, "apiVersion: keysidecar/v1\ntenants_file: none.yaml\n", "", noRules)
 	if _, err := config.Load(path); err == nil || !strings.HasSuffix(err.Error(), "none.yaml: no such file or directory") {
 		t.Errorf("Load without tenants: %v", err)
 	}
 }
 
 func TestSizeLimit(t *testing.T) {
-	text := "apiVersion: keysidecar/v1\n#"
-	fill := func(n int) string { return text + strings.Repeat("x", n-len(text)) }
-	tenants := "apiVersion: keysidecar/v1\nkeks: []\ntenants: []\n"
-	mustLoad(t, writeFiles(t, fill(config.MaxConfigFile), tenants))
-	if _, err := config.Load(writeFiles(t, fill(config.MaxConfigFile+1), tenants)); err == nil || !strings.HasSuffix(err.Error(), "is over 1MiB") {
-		t.Errorf("Load of a large file: %v", err)
+	fill := func(text string, n int) string { return text + "#" + strings.Repeat("x", n-len(text)-1) }
+	const head, tenants = "apiVersion: keysidecar/v1\n", "apiVersion: keysidecar/v1\nkeks: []\ntenants: []\n"
+	mustLoad(t, writeFiles(t, fill(head, config.MaxConfigFile), tenants, noRules))
+	for _, c := range []struct{ config, tenants, policy, want string }{
+		{fill(head, config.MaxConfigFile+1), tenants, noRules, "config.yaml: is over 1MiB"},
+		{head, tenants, fill(noRules, config.MaxPolicyFile+1), "policy.yaml: is over 16MiB"},
+		{head, fill(tenants, config.MaxTenantsFile+1), noRules, "tenants.yaml: is over 64MiB"},
+	} {
+		if _, err := config.Load(writeFiles(t, c.config, c.tenants, c.policy)); err == nil || !strings.HasSuffix(err.Error(), c.want) {
+			t.Errorf("Load of a large file: %v, want %s", err, c.want)
+		}
 	}
 }
 
@@ -336,21 +353,6 @@ func TestLongTextIsCut(t *testing.T) {
 	_, err := config.Decode("f", []byte("apiVersion: "+long+"\n"+long[:2000]+": a\nlog: {level: "+long+"}\n"))
 	if got := problemsOf(t, err); len(got) != 3 || len(err.Error()) > 1000 || strings.ToValidUTF8(err.Error(), "?") != err.Error() {
 		t.Errorf("Decode = %d bytes: %v", len(err.Error()), got)
-	}
-}
-
-func TestLoadTenantsKeepsConfig(t *testing.T) {
-	c := mustLoad(t, "testdata/minimal.yaml")
-	before := *c
-	if _, err := config.LoadTenants("testdata/platform.tenants.yaml", c); err == nil {
-		t.Error("tenants of another configuration load")
-	}
-	reloaded, err := config.LoadTenants(c.TenantsFile, c)
-	if err != nil || reloaded == c.Tenants || reloaded.Directory == nil {
-		t.Errorf("LoadTenants = %v, %v", reloaded, err)
-	}
-	if !reflect.DeepEqual(before, *c) {
-		t.Error("LoadTenants changed the configuration")
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -27,6 +28,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 	for name, want := range map[string]string{
 		"reference.config.yaml":  newYAML(docs).file(reflect.ValueOf(*config.Default())),
 		"reference.tenants.yaml": newYAML(docs).file(reflect.ValueOf(config.TenantsFile())),
+		"reference.policy.yaml":  newYAML(docs).file(reflect.ValueOf(config.PolicyFile())),
 		"../docs/config.md":      manual(docs),
 	} {
 		if *update {
@@ -49,7 +51,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 // its fields ("Listen.Socket").
 func comments(t *testing.T) map[string]string {
 	docs := map[string]string{}
-	for _, name := range []string{"config.go", "tenants.go"} {
+	for _, name := range []string{"config.go", "tenants.go", "policy.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
@@ -112,7 +114,10 @@ func (k *key) allFacts() []string {
 	case k.tag.Get("required") == "true":
 		facts = append(facts, "Required.")
 	}
-	if len(enum) > 1 {
+	switch {
+	case len(enum) > 1 && k.value.Kind() == reflect.Slice:
+		facts = append(facts, "Each one of: "+strings.Join(enum, ", ")+".")
+	case len(enum) > 1:
 		facts = append(facts, "One of: "+strings.Join(enum, ", ")+".")
 	}
 	if k.tag.Get("min") != "" {
@@ -124,8 +129,14 @@ func (k *key) allFacts() []string {
 // defaultText is "" where there is no default, or one that goes without saying.
 func (k *key) defaultText() string {
 	switch k.value.Kind() {
-	case reflect.Struct, reflect.Slice, reflect.Pointer:
+	case reflect.Struct, reflect.Pointer:
 		return ""
+	case reflect.Slice:
+		var all []string
+		for i := range k.value.Len() {
+			all = append(all, config.FormatScalar(k.value.Index(i)))
+		}
+		return strings.Join(all, ", ")
 	case reflect.String:
 		if d := k.tag.Get("default"); d != "" {
 			return d
@@ -137,7 +148,7 @@ func (k *key) defaultText() string {
 // setting is what stands after the key; commented says that it is not set.
 func (k *key) setting() (text string, commented bool) {
 	if d := k.defaultText(); d != "" {
-		return quote(k.value, d), false
+		return k.quote(d), false
 	}
 	example := k.tag.Get("example")
 	switch {
@@ -146,19 +157,33 @@ func (k *key) setting() (text string, commented bool) {
 	case example == "":
 		example = strings.Fields(k.tag.Get("enum"))[0]
 	}
-	text = quote(k.value, example)
-	if k.value.Kind() == reflect.Slice {
-		text = "[" + text + "]"
-	}
-	return text, k.tag.Get("required") != "true" && k.tag.Get("show") != "true"
+	return k.quote(example), k.tag.Get("required") != "true" && k.tag.Get("show") != "true"
 }
 
-func quote(v reflect.Value, s string) string {
-	switch v.Kind() {
-	case reflect.Bool, reflect.Int, reflect.Uint64, reflect.Float64:
-		return s
+// quote writes a value, or the values of a list with commas between them.
+func (k *key) quote(s string) string {
+	t := k.value.Type()
+	if t.Kind() == reflect.Slice {
+		all := strings.Split(s, ", ")
+		for i := range all {
+			all[i] = quote(t.Elem(), all[i])
+		}
+		return "[" + strings.Join(all, ", ") + "]"
 	}
-	if v.Type().PkgPath() != "" && v.Kind() == reflect.Int64 || regexp.MustCompile(`^[a-zA-Z/][a-zA-Z0-9_./-]*$`).MatchString(s) {
+	return quote(t, s)
+}
+
+func quote(t reflect.Type, s string) string {
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.Kind() {
+	case reflect.Bool, reflect.Int, reflect.Uint32, reflect.Uint64, reflect.Float64:
+		if t.PkgPath() == "" {
+			return s
+		}
+	}
+	if t.PkgPath() != "" && t.Kind() == reflect.Int64 || t == reflect.TypeFor[time.Time]() || regexp.MustCompile(`^[a-zA-Z/][a-zA-Z0-9_./-]*$`).MatchString(s) {
 		return s
 	}
 	return strconv.Quote(s)
@@ -215,21 +240,25 @@ func manual(docs map[string]string) string {
 
 # Configuration
 
-Two files. ` + "`config.yaml`" + ` names ` + "`tenants.yaml`" + `. Both are read at start; a change needs a restart. Both are strict: an unknown or
-repeated key, a value of another type, an anchor, an alias, a merge key, a tag, an empty value, a second document are
-errors that name file, line and column. Text that looks like a number, a date or true/false has to be in quotes. Relative
-paths are relative to the file that names them. Nothing in the environment and no flag overrides a file. Secrets do not
-belong in the files, only paths to them.
+Three files. ` + "`config.yaml`" + ` names ` + "`tenants.yaml` and `policy.yaml`" + `. A change of config.yaml needs a restart. The other two
+are read again when they change, on SIGHUP and by ` + "`keysidecar sidecar reload`" + `: they are checked together and take effect
+together, and while there is a mistake in either, both stay as they were.
+
+All files are strict: an unknown or repeated key, a value of another type, an anchor, an alias, a merge key, a tag, an empty
+value, a second document are errors that name file, line and column. Text that looks like a number, a date or true/false has
+to be in quotes. Relative paths are relative to the file that names them. Nothing in the environment and no flag overrides a
+file. Secrets do not belong in the files, only paths to them.
 
 Durations are written ` + "`250ms`, `1h30m`, `30d`" + `; sizes ` + "`512KiB`, `64MiB`" + `. ` +
-		fmt.Sprintf("`config.yaml` is %s at most, `tenants.yaml` %s.", config.Size(config.MaxConfigFile), config.Size(config.MaxTenantsFile)) + `
+		fmt.Sprintf("`config.yaml` is %s at most, `tenants.yaml` %s, `policy.yaml` %s.", config.Size(config.MaxConfigFile),
+			config.Size(config.MaxTenantsFile), config.Size(config.MaxPolicyFile)) + `
 
 ` + "`keysidecar config check --against OLD`" + ` compares with the files of before. It refuses a KEK that is gone, renamed, in use
 again after it was retired, or has another URL or algorithm, a tenant that lost a KEK which its data may be wrapped with,
 and a rule with tenant IDs that no longer fit the URL template of a KEK; it warns of a tenant that is gone, suspended, or
 no longer allowed in the sidecar's region.
 
-` + "`keysidecar config reference`" + ` prints both files with every key.
+` + "`keysidecar config reference`" + ` prints all files with every key.
 
 ## config.yaml
 
@@ -237,6 +266,8 @@ no longer allowed in the sidecar's region.
 	writeManual(&b, docs, reflect.ValueOf(*config.Default()), "")
 	b.WriteString("\n## tenants.yaml\n\n")
 	writeManual(&b, docs, reflect.ValueOf(config.TenantsFile()), "")
+	b.WriteString("\n## policy.yaml\n\n")
+	writeManual(&b, docs, reflect.ValueOf(config.PolicyFile()), "")
 	return b.String()
 }
 
@@ -268,9 +299,9 @@ func (k *key) paragraph() string {
 // section returns the struct that k holds, or holds a list of.
 func (k *key) section() (reflect.Value, bool) {
 	switch {
-	case k.value.Kind() == reflect.Struct:
+	case config.IsSection(k.value.Type()):
 		return k.value, true
-	case k.value.Kind() == reflect.Slice && k.value.Type().Elem().Kind() == reflect.Struct:
+	case k.value.Kind() == reflect.Slice && config.IsSection(k.value.Type().Elem()):
 		return reflect.Zero(k.value.Type().Elem()), true
 	}
 	return reflect.Value{}, false

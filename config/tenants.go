@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/keysidecar/keysidecar/config/internal/strict"
 	"github.com/keysidecar/keysidecar/kek"
 	"github.com/keysidecar/keysidecar/tenant"
 )
@@ -22,8 +23,8 @@ type Tenants struct {
 	ruleLines []int // where each of Config.Tenants begins
 }
 
-// tenantsFile is tenants.yaml: which tenants there are, and which KEKs. It is
-// read at start; a change needs a restart.
+// tenantsFile is tenants.yaml: which tenants there are, and which KEKs. A
+// change needs a reload.
 type tenantsFile struct {
 	// APIVersion names this format.
 	APIVersion string `yaml:"apiVersion" enum:"keysidecar/v1" required:"true"`
@@ -83,32 +84,40 @@ type tenantEntry struct {
 	Regions []string `yaml:"regions" example:"westeurope" show:"true"`
 	// State is "active", or "suspended": nothing is sealed or unsealed.
 	State string `yaml:"state" enum:"active suspended" default:"active"`
+	// Rate is how many calls for each of these tenants begin in a second, for
+	// long. 0 is what limits.tenant of config.yaml says.
+	Rate float64 `yaml:"rate" min:"0" max:"10000000"`
+	// Burst is how many begin at once after a pause. 0 is as many as rate, or
+	// without a rate what limits.tenant says.
+	Burst int `yaml:"burst" min:"0" max:"10000000"`
+	// Calls is how many are in flight at a time. 0 is what limits.tenant says.
+	Calls int `yaml:"calls" min:"0" max:"1000000"`
 }
 
 // loadTenants returns nil if there are problems.
-func loadTenants(name string, c *Config, ps *problems) *Tenants {
-	data := readFile(name, MaxTenantsFile, ps)
+func loadTenants(name string, c *Config, ps *strict.Problems) *Tenants {
+	data := strict.Read(name, MaxTenantsFile, ps)
 	if len(*ps) > 0 {
 		return nil
 	}
 	return parseTenants(name, data, c, ps)
 }
 
-func parseTenants(name string, data []byte, c *Config, ps *problems) *Tenants {
-	f := parse(name, data, ps)
+func parseTenants(name string, data []byte, c *Config, ps *strict.Problems) *Tenants {
+	f := strict.Parse(name, data, ps)
 	var tf tenantsFile
-	f.decode(&tf)
+	f.Decode(&tf)
 	if len(*ps) > 0 {
 		return nil
 	}
-	t := &Tenants{Path: name, Config: tf.config(c), kekLines: lines(f, "keks"), ruleLines: lines(f, "tenants")}
+	t := &Tenants{Path: name, Config: tf.config(c), kekLines: f.Lines("keks"), ruleLines: f.Lines("tenants")}
 	d, err := tenant.New(t.Config)
 	if bad, ok := errors.AsType[*tenant.ConfigError](err); ok {
 		for _, m := range bad.Mistakes {
-			f.addf(m.Path, "%s", m.Text)
+			f.Addf(m.Path, "%s", m.Text)
 		}
 	} else if err != nil {
-		f.addf("", "%s", err)
+		f.Addf("", "%s", err)
 	}
 	c.checkTenants(f, &t.Config)
 	t.Directory = d
@@ -133,35 +142,26 @@ func (tf *tenantsFile) config(c *Config) tenant.Config {
 	}
 	for i, t := range tf.Tenants {
 		out.Tenants[i] = tenant.Rule{ID: t.ID, Prefix: t.Prefix, KEK: t.KEK, AlsoOpens: t.AlsoOpens,
-			Regions: t.Regions, Suspended: t.State == "suspended"}
-	}
-	return out
-}
-
-// lines returns where the elements of a list of the file begin.
-func lines(f *file, key string) []int {
-	list := find(f.root, key)
-	out := make([]int, len(list.Content))
-	for i, n := range list.Content {
-		out[i] = n.Line
+			Regions: t.Regions, Suspended: t.State == "suspended",
+			Limits: tenant.Limits{Rate: t.Rate, Burst: t.Burst, Calls: t.Calls}}
 	}
 	return out
 }
 
 // checkTenants checks t against what only c knows.
-func (c *Config) checkTenants(f *file, t *tenant.Config) {
+func (c *Config) checkTenants(f *strict.File, t *tenant.Config) {
 	for i, k := range t.KEKs {
 		j := slices.IndexFunc(c.KeyVault.Credentials, func(cred Credential) bool { return cred.Name == k.Credential })
 		if j < 0 {
-			f.addf(fmt.Sprintf("keks[%d].credential", i), "%q is not the name of one of key_vault.credentials", k.Credential)
+			f.Addf(fmt.Sprintf("keks[%d].credential", i), "%q is not the name of one of key_vault.credentials", k.Credential)
 		} else if !c.KeyVault.Credentials[j].reaches(k.EntraTenant) {
-			f.addf(fmt.Sprintf("keks[%d].entra_tenant", i),
+			f.Addf(fmt.Sprintf("keks[%d].entra_tenant", i),
 				"is neither tenant_id nor one of allowed_tenants of credential %s", k.Credential)
 		}
 	}
 	for i, r := range t.Tenants {
 		if len(r.Regions) > 0 && c.Region == "" {
-			f.addf(fmt.Sprintf("tenants[%d].regions", i), "needs the sidecar's own region in config.yaml")
+			f.Addf(fmt.Sprintf("tenants[%d].regions", i), "needs the sidecar's own region in config.yaml")
 			return
 		}
 	}

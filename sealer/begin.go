@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/keysidecar/keysidecar/envelope"
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/tenant"
 )
@@ -18,12 +19,13 @@ type op struct {
 	start   time.Time
 	entry   *tenant.Entry
 	context envelope.Context
+	pass    limit.Pass // the tenant's
 }
 
 // begin makes the checks that need no sealed data: size, syntax of tenant and
 // context, policy, tenant state, residency. It returns an op in any case.
 func (s *Sealer) begin(v policy.Verb, r Request) (*op, error) {
-	op := &op{s: s, start: time.Now(), event: Event{Verb: v, Caller: r.Caller, Bytes: len(r.Data)}}
+	op := &op{s: s, start: time.Now(), event: Event{Verb: v, Caller: r.Caller, CallerName: r.CallerName, Bytes: len(r.Data)}}
 	limit := s.cfg.MaxPlaintext
 	if v == policy.Unseal {
 		limit = MaxSealed(limit)
@@ -39,15 +41,17 @@ func (s *Sealer) begin(v policy.Verb, r Request) (*op, error) {
 	if op.context, err = envelope.ParseContext(r.Context); err != nil {
 		return op, fail(InvalidContext, err)
 	}
-	if !s.cfg.Policy().Allow(r.Caller, v, id) {
+	rules := s.cfg.Rules()
+	if !rules.Policy.Allow(r.Caller, v, id, s.clock.At(op.start)) {
 		return op, fail(PermissionDenied, nil)
 	}
-	return op, op.enter(id)
+	return op, op.enter(rules, id)
 }
 
-// enter looks the tenant up, and checks that it may be served here and now.
-func (op *op) enter(id tenant.ID) error {
-	entry, err := op.s.cfg.Tenants(id)
+// enter looks the tenant up, and checks that it may be served here and now. All
+// of it is known without asking anybody.
+func (op *op) enter(rules *Rules, id tenant.ID) error {
+	entry, err := rules.Tenants(id)
 	switch {
 	case errors.Is(err, tenant.ErrUnknown):
 		return fail(UnknownTenant, err)
@@ -59,11 +63,44 @@ func (op *op) enter(id tenant.ID) error {
 		return fail(Residency, fmt.Errorf("tenant's regions are %v, this sidecar's is %q", entry.Regions, op.s.cfg.Region))
 	}
 	op.entry = entry
+	return op.count()
+}
+
+// count counts the operation against the tenant's limits.
+func (op *op) count() error {
+	limits := &op.s.cfg.Limits
+	pass, wait, ok := limits.Tenants.Enter(op.event.Tenant, limit.Limit(op.entry.Limits).Or(limits.Tenant))
+	switch {
+	case ok:
+		op.pass = pass
+		return nil
+	case wait > 0:
+		return &Error{Reason: RateLimited, RetryAfter: wait, cause: errTenantRate}
+	}
+	return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: errTenantCalls}
+}
+
+// admitMiss counts a DEK that is not in memory against the caller's miss
+// budget: whoever may name many tenants, or sends forged blocks, costs Key
+// Vault no more than that.
+func (op *op) admitMiss() error {
+	limits := &op.s.cfg.Limits
+	if wait, ok := limits.Misses.Take(op.event.CallerName, limits.Miss); !ok {
+		return &Error{Reason: RateLimited, RetryAfter: max(wait, time.Millisecond), cause: errMisses}
+	}
 	return nil
 }
 
+// What a refused operation's log line says.
+var (
+	errTenantRate  = errors.New("tenant is over its rate: limits.tenant.rate, or rate in tenants.yaml")
+	errTenantCalls = errors.New("tenant has too many operations under way: limits.tenant.calls, or calls in tenants.yaml")
+	errMisses      = errors.New("caller is over its rate of data keys that are not in memory: limits.misses")
+)
+
 // done reports the outcome, and returns it.
 func (op *op) done(ctx context.Context, res Result, err error) (Result, error) {
+	op.pass.Leave()
 	op.event.Duration = time.Since(op.start)
 	if e, ok := errors.AsType[*Error](err); ok {
 		op.event.Reason = e.Reason

@@ -36,6 +36,8 @@ const (
 	AuditUnavailable
 	TenantSuspended
 	TenantShredded
+	StateUnavailable
+	InvalidRequest
 	TooLarge
 	RateLimited
 	Overloaded
@@ -68,6 +70,8 @@ var reasons = [...]struct{ name, text string }{
 	AuditUnavailable:     {"AUDIT_UNAVAILABLE", "the audit log cannot be written"},
 	TenantSuspended:      {"TENANT_SUSPENDED", "the tenant is suspended"},
 	TenantShredded:       {"TENANT_SHREDDED", "the tenant's keys have been destroyed"},
+	StateUnavailable:     {"STATE_UNAVAILABLE", "the sidecar cannot keep this beyond a restart, so nothing was changed"},
+	InvalidRequest:       {"INVALID_REQUEST", "a field of the request is over its limits, or is not one that the sidecar gave"},
 	TooLarge:             {"TOO_LARGE", "the data is over the configured limit"},
 	RateLimited:          {"RATE_LIMITED", "the caller or the tenant is over its rate; retry later"},
 	Overloaded:           {"OVERLOADED", "the sidecar has no room for this now; retry later"},
@@ -120,5 +124,9 @@ func (e *Error) Error() string {
 
 // Unwrap returns the cause, which may be nil.
 func (e *Error) Unwrap() error { return e.cause }
+
+// NewError returns an Error for an operation that others carry out by the
+// same rules, such as an administrator's. cause is for logs and may be nil.
+func NewError(r Reason, cause error) *Error { return fail(r, cause) }
 
 func fail(r Reason, cause error) *Error { return &Error{Reason: r, cause: cause} }

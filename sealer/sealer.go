@@ -9,6 +9,7 @@ import (
 
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/envelope"
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/tenant"
 )
@@ -23,11 +24,11 @@ const MaxPlaintext = 64 << 20
 type Config struct {
 	// DEKs hands out data keys. Required; Sealer does not close it.
 	DEKs *dek.Source
-	// Tenants looks a tenant up in the directory of now. Required. Its errors
-	// are tenant.ErrUnknown and tenant.ErrTemplate.
-	Tenants func(tenant.ID) (*tenant.Entry, error)
-	// Policy decides. Required.
-	Policy func() *policy.Policy
+	// Rules returns the rules of now, all of one reload. Required. It has to be
+	// quick.
+	Rules func() *Rules
+	// Limits bound what tenants and callers get. Required.
+	Limits Limits
 	// Region is where this sidecar runs, for tenants that have a residency.
 	// Empty means that no such tenant is served.
 	Region string
@@ -42,12 +43,37 @@ type Config struct {
 	Observe func(context.Context, Event)
 }
 
+// Rules are what is checked before an operation. They never change: a reload
+// makes others.
+type Rules struct {
+	// Policy decides. Required.
+	Policy *policy.Policy
+	// Tenants looks a tenant up. Its errors are tenant.ErrUnknown and
+	// tenant.ErrTemplate. Required.
+	Tenants func(tenant.ID) (*tenant.Entry, error)
+}
+
+// Limits are counted by a Sealer, after policy has allowed an operation: who may
+// not act for a tenant cannot use its limits up.
+type Limits struct {
+	// Tenants counts the operations of each tenant. Required.
+	Tenants *limit.Table
+	// Tenant is the limit of a tenant whose Entry says nothing else.
+	Tenant limit.Limit
+	// Misses counts, for each caller, the loads and mints of DEKs that cost
+	// Key Vault calls. Required.
+	Misses *limit.Table
+	// Miss is the limit of each caller. Its Calls are not used.
+	Miss limit.Limit
+}
+
 // Event is the outcome of one operation. It holds nothing secret.
 type Event struct {
 	// Verb is what was asked for.
 	Verb policy.Verb
-	// Caller asked.
-	Caller policy.Caller
+	// Caller asked. CallerName is what the policy calls it.
+	Caller     policy.Caller
+	CallerName string
 	// Tenant is the tenant ID as requested if it is well-formed, else empty.
 	Tenant string
 	// Reason is why it was refused. It is OK if it was done, and also if Err
@@ -63,8 +89,10 @@ type Event struct {
 
 // Request is one operation.
 type Request struct {
-	// Caller asks.
-	Caller policy.Caller
+	// Caller asks. CallerName is what the policy calls it: its own limits are
+	// kept under that name.
+	Caller     policy.Caller
+	CallerName string
 	// Tenant is the tenant ID, not yet checked.
 	Tenant string
 	// Context is the encryption context, not yet checked.
@@ -84,12 +112,15 @@ type Result struct {
 }
 
 // Sealer seals and unseals. It is safe for concurrent use.
-type Sealer struct{ cfg Config }
+type Sealer struct {
+	cfg   Config
+	clock policy.Clock
+}
 
 // New returns a Sealer.
 func New(cfg Config) (*Sealer, error) {
-	if cfg.DEKs == nil || cfg.Tenants == nil || cfg.Policy == nil {
-		return nil, errors.New("sealer config: DEKs, Tenants and Policy are required")
+	if cfg.DEKs == nil || cfg.Rules == nil || cfg.Limits.Tenants == nil || cfg.Limits.Misses == nil {
+		return nil, errors.New("sealer config: DEKs, Rules and the tables of Limits are required")
 	}
 	if cfg.MaxPlaintext == 0 {
 		cfg.MaxPlaintext = DefaultMaxPlaintext
@@ -100,7 +131,7 @@ func New(cfg Config) (*Sealer, error) {
 	if cfg.Observe == nil {
 		cfg.Observe = func(context.Context, Event) {}
 	}
-	return &Sealer{cfg}, nil
+	return &Sealer{cfg: cfg, clock: policy.NewClock()}, nil
 }
 
 // Seal encrypts r.Data under the tenant's active DEK. The error is an *Error,
@@ -115,7 +146,7 @@ func (s *Sealer) Seal(ctx context.Context, r Request) (Result, error) {
 }
 
 func (s *Sealer) seal(ctx context.Context, op *op, r Request) (Result, error) {
-	ref, err := s.cfg.DEKs.ForSeal(ctx, op.entry, len(r.Data), nil)
+	ref, err := s.cfg.DEKs.ForSeal(ctx, op.entry, len(r.Data), op.admitMiss)
 	if err != nil {
 		return Result{}, keyError(ctx, err)
 	}
@@ -148,7 +179,7 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 	if err != nil {
 		return Result{}, err
 	}
-	ref, err := s.cfg.DEKs.ForOpen(ctx, op.entry.ID, sealed.DEKID, candidates, nil)
+	ref, err := s.cfg.DEKs.ForOpen(ctx, op.entry.ID, sealed.DEKID, candidates, op.admitMiss)
 	if err != nil {
 		return Result{}, keyError(ctx, err)
 	}

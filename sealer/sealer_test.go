@@ -15,6 +15,7 @@ import (
 
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/envelope"
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek"
 	"github.com/keysidecar/keysidecar/kek/kektest"
@@ -46,6 +47,38 @@ type rig struct {
 	entries map[string]*tenant.Entry
 	events  []sealer.Event
 	policy  *policy.Policy
+	limits  sealer.Limits
+}
+
+// me is who calls.
+func me() policy.Caller { return policy.PeerCaller(10001, 10001, 4711) }
+
+// admitMe lets me seal and unseal for every tenant.
+func admitMe(t *testing.T) *policy.Policy {
+	t.Helper()
+	uid := uint32(10001)
+	p, err := policy.New(policy.Config{
+		Callers: []policy.CallerRule{{Name: "me", UID: &uid}},
+		Rules:   []policy.Rule{{Callers: []string{"me"}, Tenants: []string{"*"}, Verbs: []string{"seal", "unseal"}}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// noLimits counts and limits nothing.
+func noLimits(t *testing.T) sealer.Limits {
+	t.Helper()
+	tenants, err := limit.New(limit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	misses, err := limit.New(limit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return sealer.Limits{Tenants: tenants, Misses: misses}
 }
 
 func newRig(t *testing.T, change func(*sealer.Config)) *rig {
@@ -59,7 +92,7 @@ func newRig(t *testing.T, change func(*sealer.Config)) *rig {
 
 func rigOver(t *testing.T, vault *kektest.Memory, change func(*sealer.Config)) *rig {
 	t.Helper()
-	r := &rig{vault: vault, policy: policy.AdmitSocket(), entries: make(map[string]*tenant.Entry)}
+	r := &rig{vault: vault, policy: admitMe(t), entries: make(map[string]*tenant.Entry)}
 	for name, ref := range map[string]string{"acme": "acme", "globex": "globex", "hooli": "shared", "initech": "shared", "sleepy": "shared", "abroad": "shared"} {
 		id, err := tenant.Parse(name)
 		if err != nil {
@@ -69,24 +102,24 @@ func rigOver(t *testing.T, vault *kektest.Memory, change func(*sealer.Config)) *
 	}
 	r.entries["sleepy"].Suspended = true
 	r.entries["abroad"].Regions = []string{"eastus"}
+	lookup := func(id tenant.ID) (*tenant.Entry, error) {
+		if id.String() == "Not-A-Vault-Name" {
+			return nil, tenant.ErrTemplate
+		}
+		if e := r.entries[id.String()]; e != nil {
+			return e, nil
+		}
+		return nil, tenant.ErrUnknown
+	}
 	cfg := sealer.Config{
-		DEKs: r.source(t, r.vault), Region: "westeurope", MaxPlaintext: 4096,
-		Policy: func() *policy.Policy { return r.policy },
-		Tenants: func(id tenant.ID) (*tenant.Entry, error) {
-			if id.String() == "Not-A-Vault-Name" {
-				return nil, tenant.ErrTemplate
-			}
-			if e := r.entries[id.String()]; e != nil {
-				return e, nil
-			}
-			return nil, tenant.ErrUnknown
-		},
+		DEKs: r.source(t, r.vault), Region: "westeurope", MaxPlaintext: 4096, Limits: noLimits(t),
+		Rules: func() *sealer.Rules { return &sealer.Rules{Policy: r.policy, Tenants: lookup} },
 		Observe: func(_ context.Context, e sealer.Event) { r.events = append(r.events, e) },
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	r.deks = cfg.DEKs
+	r.deks, r.limits = cfg.DEKs, cfg.Limits
 	var err error
 	if r.Sealer, err = sealer.New(cfg); err != nil {
 		t.Fatal(err)
@@ -123,7 +156,7 @@ func (r *rig) cold(t *testing.T) *rig {
 }
 
 func request(tenant string, data []byte, pairs ...string) sealer.Request {
-	r := sealer.Request{Caller: policy.SocketCaller(), Tenant: tenant, Data: data, Context: map[string]string{}}
+	r := sealer.Request{Caller: me(), CallerName: "me", Tenant: tenant, Data: data, Context: map[string]string{}}
 	for i := 0; i < len(pairs); i += 2 {
 		r.Context[pairs[i]] = pairs[i+1]
 	}
@@ -372,8 +405,8 @@ func TestEvents(t *testing.T) {
 		t.Fatal("unsealed")
 	}
 	want := []sealer.Event{
-		{Verb: policy.Seal, Caller: policy.SocketCaller(), Tenant: "acme", Bytes: 4},
-		{Verb: policy.Unseal, Caller: policy.SocketCaller(), Reason: sealer.InvalidTenant, Bytes: 4},
+		{Verb: policy.Seal, Caller: me(), CallerName: "me", Tenant: "acme", Bytes: 4},
+		{Verb: policy.Unseal, Caller: me(), CallerName: "me", Reason: sealer.InvalidTenant, Bytes: 4},
 	}
 	got := r.events
 	for i := range got {

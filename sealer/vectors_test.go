@@ -20,7 +20,6 @@ import (
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek"
 	"github.com/keysidecar/keysidecar/kek/kektest"
-	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/tenant"
 )
@@ -187,17 +186,20 @@ func (b *bench) reader(t *testing.T, v *openVector) *reader {
 		}
 		signers[id] = b.signers[name]
 	}
+	admitted := admitMe(t)
 	r.Sealer, err = sealer.New(sealer.Config{
-		DEKs: deks, Policy: policy.AdmitSocket, Signers: signers,
-		Tenants: func(id tenant.ID) (*tenant.Entry, error) {
-			entry := &tenant.Entry{ID: id}
-			for _, ref := range v.KEKs {
-				entry.KEKs = append(entry.KEKs, b.keks[ref])
-			}
-			if r.entry != nil {
-				entry = r.entry
-			}
-			return entry, nil
+		DEKs: deks, Signers: signers, Limits: noLimits(t),
+		Rules: func() *sealer.Rules {
+			return &sealer.Rules{Policy: admitted, Tenants: func(id tenant.ID) (*tenant.Entry, error) {
+				entry := &tenant.Entry{ID: id}
+				for _, ref := range v.KEKs {
+					entry.KEKs = append(entry.KEKs, b.keks[ref])
+				}
+				if r.entry != nil {
+					entry = r.entry
+				}
+				return entry, nil
+			}}
 		},
 	})
 	if err != nil {
@@ -254,7 +256,7 @@ func (r *reader) open(ctx context.Context, sealed []byte) (string, []byte) {
 	for _, p := range r.v.Context {
 		pairs[string(p[0])] = string(p[1])
 	}
-	res, err := r.Unseal(ctx, sealer.Request{Caller: policy.SocketCaller(), Tenant: r.v.Tenant, Context: pairs, Data: sealed})
+	res, err := r.Unseal(ctx, sealer.Request{Caller: me(), CallerName: "me", Tenant: r.v.Tenant, Context: pairs, Data: sealed})
 	switch reason := reasonOf(err); {
 	case err == nil:
 		return "ok", res.Data

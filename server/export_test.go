@@ -1,8 +1,16 @@
 package server
 
 import (
-	"github.com/keysidecar/keysidecar/sealer"
+	"log/slog"
+	"net"
+	"net/netip"
+
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+
+	"github.com/keysidecar/keysidecar/policy"
+	"github.com/keysidecar/keysidecar/sealer"
 )
 
 // Outcome is a line of the table, for the generator of docs/errors.md.
@@ -23,3 +31,28 @@ func MaxRequest(n int) int { return maxRequest(n) }
 // StartDraining makes calls fail as they do once Drain has begun, on a
 // connection that stays.
 func (s *Server) StartDraining() { s.draining.Store(true) }
+
+// Methods returns the verb that each method needs.
+func Methods() map[string]policy.Verb { return methods() }
+
+// CheckMethods returns an error for a method that has no verb.
+func CheckMethods(registered map[string]grpc.ServiceInfo) error { return checkMethods(registered) }
+
+// Registered returns the methods that s answers.
+func (s *Server) Registered() map[string]grpc.ServiceInfo { return s.grpc.GetServiceInfo() }
+
+// Allowed reports whether a connection from addr may be served.
+func Allowed(allow []netip.Prefix, addr net.Addr) bool { return allowed(allow, addr) }
+
+// What bounds the log.
+const (
+	LinesPerSecond = linesPerSecond
+	LinesAtOnce    = linesAtOnce
+)
+
+// NewQuiet returns whether the next line of a level is written, and how many
+// were left out before it.
+func NewQuiet() func(slog.Level) (left uint64, ok bool) {
+	q := &quiet{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)}
+	return q.next
+}

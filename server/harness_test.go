@@ -3,6 +3,7 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -14,10 +15,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/identity"
+	"github.com/keysidecar/keysidecar/tenant"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -70,15 +74,54 @@ type running struct {
 	rpc  keysidecarv1.SealServiceClient
 }
 
+// rules calls this process's user "me", with limits of its own if there are any.
+func rules(t *testing.T, limits tenant.Limits) *policy.Policy {
+	t.Helper()
+	uid := uint32(os.Geteuid())
+	p, err := policy.New(policy.Config{Callers: []policy.CallerRule{{Name: "me", UID: &uid, Limits: limits}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// me is the caller of every call that this process makes.
+func me() policy.Caller {
+	return policy.PeerCaller(uint32(os.Geteuid()), uint32(os.Getegid()), int32(os.Getpid()))
+}
+
+// config is a plain Config.
+func config(t *testing.T, s server.Sealer, log io.Writer) server.Config {
+	t.Helper()
+	callers, err := limit.New(limit.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	room, err := limit.NewBytes(limit.BytesConfig{Total: 1 << 30, Share: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := rules(t, tenant.Limits{})
+	return server.Config{
+		Sealer: s, Source: identity.NewPeers(), Policy: func() *policy.Policy { return p },
+		Limits: &server.Limits{Callers: callers, Bytes: room},
+		Logger: slog.New(slog.NewJSONHandler(log, nil)),
+	}
+}
+
+// noCaller is a Source that proves nothing.
+type noCaller struct {
+	identity.Source
+	err error
+}
+
+func (n noCaller) Caller(context.Context) (policy.Caller, error) { return policy.Caller{}, n.err }
+
 // start serves s with what change makes of a plain Config.
 func start(t *testing.T, s server.Sealer, change func(*server.Config)) *running {
 	t.Helper()
 	r := &running{path: socketPath(t), log: &journal{}}
-	cfg := server.Config{
-		Sealer: s,
-		Caller: func(context.Context) (policy.Caller, error) { return policy.SocketCaller(), nil },
-		Logger: slog.New(slog.NewJSONHandler(r.log, nil)),
-	}
+	cfg := config(t, s, r.log)
 	if change != nil {
 		change(&cfg)
 	}

@@ -7,17 +7,17 @@ import (
 	"log/slog"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -25,22 +25,14 @@ import (
 // the trailer of a failed call, and in the log.
 const requestIDKey = "request_id"
 
-type requestIDCtxKey struct{}
+const (
+	// pushbackKey and never tell gRPC clients, and meshes that look for it, not
+	// to repeat a call that was refused for lack of room (gRFC A6).
+	pushbackKey = "grpc-retry-pushback-ms"
+	noPushback  = "-1"
+)
 
-// requestID returns the request id of a call, or "" outside one.
-func requestID(ctx context.Context) string {
-	id, _ := ctx.Value(requestIDCtxKey{}).(string)
-	return id
-}
-
-// withRequestID gives a call its id: ten random characters, the same for all
-// calls of this server, and a count. A peer's own id is not taken: it could be
-// made to look like another call's.
-func (s *Server) withRequestID(ctx context.Context) context.Context {
-	return context.WithValue(ctx, requestIDCtxKey{}, s.idPrefix+strconv.FormatUint(s.calls.Add(1), 36))
-}
-
-// unary returns the interceptors, outermost first. recover comes twice: inside,
+// unary returns the interceptors of unary calls, outermost first. recover comes twice: inside,
 // so that metrics and the log see the INTERNAL of a panicking handler, and
 // outside, so that an interceptor's own panic ends its call only.
 func (s *Server) unary(extra []grpc.UnaryServerInterceptor) []grpc.UnaryServerInterceptor {
@@ -56,45 +48,65 @@ func (s *Server) unary(extra []grpc.UnaryServerInterceptor) []grpc.UnaryServerIn
 func (s *Server) stream(extra []grpc.StreamServerInterceptor) []grpc.StreamServerInterceptor {
 	recoverPanic := recovery.StreamServerInterceptor(recovery.WithRecoveryHandlerContext(s.recovered))
 	return slices.Concat(
-		[]grpc.StreamServerInterceptor{s.endAtDrain, recoverPanic},
+		[]grpc.StreamServerInterceptor{s.endAtDrain, recoverPanic, s.enterStream},
 		extra,
 		[]grpc.StreamServerInterceptor{recoverPanic},
 	)
 }
 
-// guard gives a call its request id and lets no error of a SealService call
-// past that is not a *callError: whatever an interceptor made of it, no cause
-// reaches the wire.
+// guard lets no error of one of our own services past that is not a
+// *callError: whatever an interceptor made of it, no cause reaches the wire.
 func (s *Server) guard(
 	ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler,
 ) (any, error) {
 	s.inflight.Add(1)
 	defer s.inflight.Add(-1)
-	ctx = s.withRequestID(ctx)
 	resp, err := handler(ctx, req)
 	if err == nil {
 		return resp, nil
 	}
-	// For peers that do not read ErrorInfo. It fails only outside a call.
-	_ = grpc.SetTrailer(ctx, metadata.Pairs(requestIDKey, requestID(ctx)))
-	if e, ok := errors.AsType[*callError](err); ok {
-		return nil, e.status.Err()
-	}
-	if strings.HasPrefix(info.FullMethod, "/"+keysidecarv1.SealService_ServiceDesc.ServiceName+"/") {
-		return nil, fail(ctx, err).status.Err()
-	}
-	return nil, err
+	return nil, s.finish(ctx, info.FullMethod, err)
 }
+
+// finish returns what of err goes on the wire.
+func (s *Server) finish(ctx context.Context, method string, err error) error {
+	if e, ok := errors.AsType[*receiveError](err); ok {
+		return e.error // gRPC's own answer: the message was too long, or is none
+	}
+	e, ours := errors.AsType[*callError](err)
+	if !ours && !strings.HasPrefix(method, ownServices) {
+		return err
+	}
+	if !ours {
+		e = fail(ctx, err)
+	}
+	// For peers that do not read ErrorInfo. It fails only outside a call.
+	trailer := metadata.Pairs(requestIDKey, CallOf(ctx).ID())
+	if e.status.Code() == codes.ResourceExhausted && e.retryAfter > 0 {
+		trailer.Set(pushbackKey, noPushback)
+	}
+	_ = grpc.SetTrailer(ctx, trailer)
+	return e.status.Err()
+}
+
+// ownServices begins the full name of every method of ours.
+const ownServices = "/keysidecar.v1."
+
+// receiveError is why a message could not be read: gRPC's own error.
+type receiveError struct{ error }
+
+// GRPCStatus returns gRPC's status.
+func (e *receiveError) GRPCStatus() *status.Status { return status.Convert(e.error) }
 
 // recovered turns a panic into INTERNAL. The log gets what panicked and where,
 // but no values: neither those that a panic may carry nor a traceback's
 // arguments, for either could be data or a key.
 func (s *Server) recovered(ctx context.Context, p any) error {
-	if requestID(ctx) == "" {
-		ctx = s.withRequestID(ctx)
+	if CallOf(ctx) == nil {
+		ctx, _ = s.begin(ctx, openToAll)
 	}
 	s.logger.LogAttrs(ctx, slog.LevelError, "call panicked",
-		slog.String(requestIDKey, requestID(ctx)),
+		slog.String(requestIDKey, CallOf(ctx).ID()),
 		slog.String("panic", panicText(p)),
 		slog.Any("stack", stack()))
 	return fail(ctx, errors.New("panic in a handler"))
@@ -135,20 +147,32 @@ func (s *Server) log(
 	resp, err := handler(ctx, req)
 	code := status.Code(err)
 	level := levelOf(code)
+	if _, unread := errors.AsType[*receiveError](err); unread {
+		level = slog.LevelInfo // the caller's mistake, whatever gRPC calls it
+	}
 	if !s.logger.Enabled(ctx, level) {
 		return resp, err
 	}
+	suppressed, ok := s.quiet.next(level)
+	if !ok {
+		return resp, err
+	}
+	c := CallOf(ctx)
 	attrs := []slog.Attr{
-		slog.String(requestIDKey, requestID(ctx)),
+		slog.String(requestIDKey, CallOf(ctx).ID()),
 		slog.String("method", info.FullMethod),
 		slog.String("code", code.String()),
 		slog.Duration("duration", time.Since(start)),
 	}
-	if t, ok := req.(interface{ GetTenant() string }); ok {
-		// Only a well-formed ID is short and printable.
-		if id, parseErr := tenant.Parse(t.GetTenant()); parseErr == nil {
-			attrs = append(attrs, slog.String("tenant", id.String()))
-		}
+	if c.CallerName != "" {
+		attrs = append(attrs, slog.String("caller", c.CallerName), slog.Int64("pid", int64(c.Caller.PID)))
+	}
+	// Only a well-formed ID is short and printable.
+	if id, parseErr := tenant.Parse(c.tenant); parseErr == nil {
+		attrs = append(attrs, slog.String("tenant", id.String()))
+	}
+	if suppressed > 0 {
+		attrs = append(attrs, slog.Uint64("lines_left_out", suppressed))
 	}
 	if e, ok := errors.AsType[*callError](err); ok {
 		attrs = append(attrs, slog.String("reason", e.reason))
@@ -174,6 +198,46 @@ func levelOf(c codes.Code) slog.Level {
 	return slog.LevelInfo
 }
 
+// quiet keeps calls that go wrong by the thousand from filling the log.
+type quiet struct {
+	lines *rate.Limiter
+	left  atomic.Uint64
+}
+
+// Of calls below Error, so many lines are written in a second, and so many at
+// once.
+const (
+	linesPerSecond = 50
+	linesAtOnce    = 200
+)
+
+// next reports whether the next line is written, and how many were left out
+// before it. Lines that are errors, and those of debugging, always are.
+func (q *quiet) next(level slog.Level) (left uint64, ok bool) {
+	if level >= slog.LevelError || level <= slog.LevelDebug {
+		return 0, true
+	}
+	if !q.lines.Allow() {
+		q.left.Add(1)
+		return 0, false
+	}
+	return q.left.Swap(0), true
+}
+
+// enterStream finds out who opens a stream, health.Watch or reflection, and
+// bounds how many one caller has.
+func (s *Server) enterStream(
+	srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler,
+) error {
+	ctx, c := s.begin(ss.Context(), openToAll)
+	pass, err := s.enter(ctx, c)
+	if err != nil {
+		return s.finish(ctx, "", err)
+	}
+	defer pass.Leave()
+	return handler(srv, &boundStream{ServerStream: ss, ctx: ctx})
+}
+
 // endAtDrain ends health.Watch streams soon after draining begins; they would
 // otherwise outlast every call.
 func (s *Server) endAtDrain(
@@ -191,5 +255,5 @@ type boundStream struct {
 	ctx context.Context
 }
 
-// Context returns the stream's context, which also ends at drain.
+// Context returns the context that an interceptor gave the stream.
 func (s *boundStream) Context() context.Context { return s.ctx }

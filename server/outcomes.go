@@ -27,9 +27,11 @@ const (
 // outcomes has an entry for every reason of sealer.Reasons.
 var outcomes = [...]outcome{
 	sealer.Unauthenticated: {codes.Unauthenticated, afterFix,
-		"Reserved: this release does not give it."},
+		"The log says why. A certificate has expired, its authority left `listen.tcp.client_ca_file`, or the connection " +
+			"is older than an identity lasts: the caller connects again with a certificate of now."},
 	sealer.PermissionDenied: {codes.PermissionDenied, afterFix,
-		"Every caller that the socket admits may do everything in this release: report it."},
+		"`keysidecar config explain CALLER TENANT VERB` says what policy.yaml lacks; the log names the caller. The answer " +
+			"is the same whether or not the tenant exists."},
 	sealer.InvalidTenant: {codes.InvalidArgument, never,
 		"Fix the caller: 1 to 128 bytes of `[A-Za-z0-9._:-]`, first and last alphanumeric, no `..`. A tenant of a " +
 			"template has to match `[a-z][a-z0-9-]{1,22}[a-z0-9]` without `--`, and to give a vault name of 3 to 24 characters."},
@@ -79,15 +81,24 @@ var outcomes = [...]outcome{
 	sealer.AuditUnavailable: {codes.Unavailable, onInfo,
 		"Reserved: this release does not give it."},
 	sealer.TenantSuspended: {codes.FailedPrecondition, afterFix,
-		"tenants.yaml suspends the tenant. Take that back, or find out why it is so."},
+		"tenants.yaml suspends the tenant, or an operator did with `keysidecar tenant suspend`: `keysidecar tenant list` " +
+			"says which, who and why."},
 	sealer.TenantShredded: {codes.FailedPrecondition, never,
 		"Reserved: this release does not give it."},
+	sealer.StateUnavailable: {codes.FailedPrecondition, afterFix,
+		"`tenant suspend` and `tenant resume` need `state_dir`: a directory of the sidecar's own, not full, on a disk that " +
+			"outlives a restart. Or set the tenant's `state` in tenants.yaml and reload."},
+	sealer.InvalidRequest: {codes.InvalidArgument, never,
+		"An operator's call: a reason has at most 256 bytes of printable text, and a page token is the one of the last page. " +
+			"The log says what is wrong."},
 	sealer.TooLarge: {codes.ResourceExhausted, never,
 		"Split the data, or raise the unary limit together with the memory for it."},
 	sealer.RateLimited: {codes.ResourceExhausted, onInfo,
-		"Reserved: this release does not give it."},
+		"The log says whose rate it is: the caller's, the tenant's, or the caller's of data keys that are not in memory. " +
+			"Raise it in `limits`, policy.yaml or tenants.yaml if the load is meant; else find out who sends it."},
 	sealer.Overloaded: {codes.ResourceExhausted, onInfo,
-		"Every slot of protected memory holds a key in use. Allow more cached keys, or spread the load."},
+		"The log says what is full: calls or bytes in flight of the caller, operations of the tenant, or protected memory " +
+			"for keys. Spread the load, or raise that limit together with the memory for it."},
 	sealer.Draining: {codes.Unavailable, onInfo,
 		"The sidecar is stopping. Nothing to do, unless none comes back."},
 }

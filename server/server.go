@@ -10,25 +10,34 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/net/netutil"
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/sealer"
+	"github.com/keysidecar/keysidecar/server/identity"
 )
 
 // Defaults and limits of connections. The times suit a peer on the same machine.
 const (
-	defaultCallsPerConnection = 256
-	defaultConnections        = 1024
+	defaultCallsPerConnection   = 256
+	defaultConnections          = 1024
+	defaultConnectionsPerCaller = 128
+	defaultCallTimeout          = 30 * time.Second
+	// windowBytes is how much of one message, and of all messages of one
+	// connection, a peer may send before it is read: RFC 9113, section 5.2.
+	windowBytes = 64 << 10
+	connBytes   = 1 << 20
 
 	// A drain waits for handshakes under way: a silent peer may not hold it up.
 	handshakeTimeout = time.Second
@@ -52,13 +61,24 @@ type Sealer interface {
 
 var _ Sealer = (*sealer.Sealer)(nil)
 
-// Config is what a Server needs.
+// Config is what a Server needs. A Server has one listener, or several whose
+// peers prove who they are in the same way.
 type Config struct {
-	// Sealer does the work. Required.
+	// Sealer answers SealService; nil if Admin is set.
 	Sealer Sealer
-	// Caller proves who makes a call, from the call's context. An error that is
-	// no *sealer.Error is answered with UNAUTHENTICATED. Required.
-	Caller func(context.Context) (policy.Caller, error)
+	// Admin answers AdminService, nil if Sealer is set. Its methods find their
+	// caller and verb with CallOf, authorise it, and return what Sealer's do.
+	Admin keysidecarv1.AdminServiceServer
+	// Source proves who makes a call. Required.
+	Source identity.Source
+	// Policy is asked what a caller is called, and for its limits. Required.
+	Policy func() *policy.Policy
+	// Limits bound what callers ask. Required.
+	Limits *Limits
+	// Refused, if set, is told of every call that got no further than the
+	// server: UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DRAINING. It has to be
+	// quick.
+	Refused func(sealer.Reason)
 	// Logger gets one record per call and one per panic. Required.
 	Logger *slog.Logger
 	// MaxUnary is the limit in bytes on the plaintext of one call, which the
@@ -71,28 +91,67 @@ type Config struct {
 	// counted before a message is read; further ones wait in the peer.
 	// 0 means 256.
 	CallsPerConnection uint32
-	// Connections is how many connections each listener has open at a time;
-	// further ones wait to be accepted. 0 means 1024.
-	Connections int
+	// CallTimeout ends calls whose own deadline is later, or that have none.
+	// 0 means 30 s.
+	CallTimeout time.Duration
+	// Connections is how many connections may be open, ConnectionsPerCaller how
+	// many of one caller. Further ones are closed at once. 0 means 1024, and 128.
+	Connections, ConnectionsPerCaller int
+	// MaxConnectionAge is when peers are asked to connect again, so that they
+	// prove anew who they are: up to a tenth more or less. 0 means never.
+	MaxConnectionAge time.Duration
+	// Allow has the addresses from which peers may connect. Nil means all; it is
+	// for TCP listeners.
+	Allow []netip.Prefix
 	// Reflection answers gRPC reflection. Off by default.
 	Reflection bool
 	// Unary and Stream are further interceptors, such as metrics. They see the
-	// final code of every call, but for errors that gRPC answers by itself. Nil
-	// means none.
+	// final code of every call, but for errors that gRPC answers by itself; a
+	// Unary interceptor gets a nil request. Nil means none.
 	Unary  []grpc.UnaryServerInterceptor
 	Stream []grpc.StreamServerInterceptor
 }
 
-// Server is a gRPC server of keysidecar.v1.SealService and grpc.health.v1. It
-// is safe for concurrent use.
+func (cfg *Config) check() error {
+	switch {
+	case cfg.Source == nil || cfg.Policy == nil || cfg.Logger == nil:
+		return errors.New("server needs a Source, a Policy and a Logger")
+	case cfg.Limits == nil || cfg.Limits.Callers == nil || cfg.Limits.Bytes == nil:
+		return errors.New("server needs Limits")
+	case (cfg.Sealer == nil) == (cfg.Admin == nil):
+		return errors.New("server needs either a Sealer or an Admin")
+	case cfg.MaxUnary < 0 || cfg.MaxUnary > sealer.MaxPlaintext:
+		return fmt.Errorf("unary limit of %d bytes is not between 0 and %d", cfg.MaxUnary, sealer.MaxPlaintext)
+	case cfg.Connections < 0 || cfg.ConnectionsPerCaller < 0:
+		return fmt.Errorf("connection limit %d or %d is negative", cfg.Connections, cfg.ConnectionsPerCaller)
+	case cfg.CallTimeout < 0 || cfg.MaxConnectionAge < 0:
+		return fmt.Errorf("call timeout %v or connection age %v is negative", cfg.CallTimeout, cfg.MaxConnectionAge)
+	}
+	return nil
+}
+
+// Server is a gRPC server of SealService or AdminService, and of
+// grpc.health.v1. It is safe for concurrent use.
 type Server struct {
-	grpc     *grpc.Server
-	health   *health.Server
-	logger   *slog.Logger
-	conns    int
+	grpc   *grpc.Server
+	health *health.Server
+	logger *slog.Logger
+	source identity.Source
+	policy func() *policy.Policy
+	limits *Limits
+	open   *limit.Table // calls of methods that need no verb
+	allow  []netip.Prefix
+
+	interceptors []grpc.UnaryServerInterceptor
+	unaryMethods map[string]struct{} // filled before Serve
+	refused      func(sealer.Reason)
+	room         int64 // what a call may need of the bytes in flight
+	callTimeout  time.Duration
+
 	draining atomic.Bool
-	open     connections
+	conns    *connections
 	inflight atomic.Int64 // calls under way
+	quiet    quiet
 	// idPrefix and calls make request ids.
 	idPrefix string
 	calls    atomic.Uint64
@@ -104,42 +163,66 @@ type Server struct {
 // New returns a Server. It starts goroutines that wait for calls: Close or
 // Drain must be called even if Serve is not.
 func New(cfg Config) (*Server, error) {
-	if cfg.Sealer == nil || cfg.Caller == nil || cfg.Logger == nil {
-		return nil, errors.New("server needs a Sealer, a Caller and a Logger")
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
-	if cfg.MaxUnary < 0 || cfg.MaxUnary > sealer.MaxPlaintext {
-		return nil, fmt.Errorf("unary limit of %d bytes is not between 0 and %d", cfg.MaxUnary, sealer.MaxPlaintext)
-	}
-	if cfg.Connections < 0 {
-		return nil, fmt.Errorf("connection limit %d is negative", cfg.Connections)
+	table, err := limit.New(limit.Config{})
+	if err != nil {
+		return nil, err
 	}
 	s := &Server{
-		health: health.NewServer(), logger: cfg.Logger, conns: cmp.Or(cfg.Connections, defaultConnections),
-		idPrefix: rand.Text()[:10] + "-",
+		health: health.NewServer(), logger: cfg.Logger, source: cfg.Source, policy: cfg.Policy, limits: cfg.Limits,
+		open: table, allow: cfg.Allow, refused: cfg.Refused, idPrefix: rand.Text()[:10] + "-",
+		room:         RoomForCall(cmp.Or(cfg.MaxUnary, sealer.DefaultMaxPlaintext)),
+		callTimeout:  cmp.Or(cfg.CallTimeout, defaultCallTimeout),
+		unaryMethods: make(map[string]struct{}),
+		quiet:        quiet{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)},
+		conns: newConnections(cmp.Or(cfg.Connections, defaultConnections),
+			cmp.Or(cfg.ConnectionsPerCaller, defaultConnectionsPerCaller)),
 	}
+	if s.refused == nil {
+		s.refused = func(sealer.Reason) {}
+	}
+	s.interceptors = s.unary(cfg.Unary)
 	s.streams, s.endStreams = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(s.options(cfg)...)
-
-	keysidecarv1.RegisterSealServiceServer(s.grpc, &service{
-		sealer: cfg.Sealer, caller: cfg.Caller, draining: &s.draining,
-	})
-	grpc_health_v1.RegisterHealthServer(s.grpc, s.health)
-	s.SetServing(keysidecarv1.SealService_ServiceDesc.ServiceName, true)
-	if cfg.Reflection {
-		reflection.Register(s.grpc)
+	s.registerAll(cfg)
+	if err := checkMethods(s.grpc.GetServiceInfo()); err != nil {
+		s.Close()
+		return nil, err
 	}
 	return s, nil
 }
 
+func (s *Server) registerAll(cfg Config) {
+	if cfg.Sealer != nil {
+		s.register(&keysidecarv1.SealService_ServiceDesc, &service{sealer: cfg.Sealer})
+		s.SetServing(keysidecarv1.SealService_ServiceDesc.ServiceName, true)
+	} else {
+		s.register(&keysidecarv1.AdminService_ServiceDesc, cfg.Admin)
+		s.SetServing(keysidecarv1.AdminService_ServiceDesc.ServiceName, true)
+	}
+	s.register(&grpc_health_v1.Health_ServiceDesc, s.health)
+	if cfg.Reflection {
+		reflection.Register(s.grpc)
+	}
+}
+
 func (s *Server) options(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(s.unary(cfg.Unary)...),
+		grpc.Creds(claiming{cfg.Source.Credentials(), s.conns}),
+		grpc.InTapHandle(s.capDeadline),
 		grpc.ChainStreamInterceptor(s.stream(cfg.Stream)...),
 		grpc.MaxRecvMsgSize(maxRequest(cmp.Or(cfg.MaxUnary, sealer.DefaultMaxPlaintext))),
 		grpc.MaxConcurrentStreams(cmp.Or(cfg.CallsPerConnection, defaultCallsPerConnection)),
+		grpc.StaticStreamWindowSize(windowBytes),
+		grpc.StaticConnWindowSize(connBytes),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.ConnectionTimeout(handshakeTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: idleTimeout}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionIdle: idleTimeout,
+			MaxConnectionAge:  cfg.MaxConnectionAge, MaxConnectionAgeGrace: s.callTimeout,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{
 			MinTime: minPingInterval, PermitWithoutStream: true,
 		}),
@@ -163,12 +246,16 @@ func maxRequest(n int) int { return sealer.MaxSealed(n) + requestSlack }
 // Serve answers calls on ln until Drain or Close, and then returns nil. It
 // closes ln. It may be called for several listeners.
 func (s *Server) Serve(ln net.Listener) error {
-	err := s.grpc.Serve(netutil.LimitListener(s.open.listen(ln), s.conns))
+	err := s.grpc.Serve(s.conns.listen(ln, s.allow))
 	if err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 		return fmt.Errorf("serving %s: %w", ln.Addr(), err)
 	}
 	return nil
 }
+
+// Connections returns how many connections are open, and how many were closed
+// at once so far because of a limit or of their address.
+func (s *Server) Connections() (open int, refused uint64) { return s.conns.counts() }
 
 // SetServing sets what grpc.health.v1 answers for a service name. "" is the
 // server as a whole; it and keysidecar.v1.SealService serve from the start.
@@ -199,7 +286,7 @@ func (s *Server) Drain(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		lost := s.inflight.Load()
-		s.open.closeAll()
+		s.conns.closeAll()
 		s.grpc.Stop()
 		<-done
 		if lost == 0 {
@@ -213,6 +300,6 @@ func (s *Server) Drain(ctx context.Context) error {
 func (s *Server) Close() {
 	s.draining.Store(true)
 	s.endStreams()
-	s.open.closeAll()
+	s.conns.closeAll()
 	s.grpc.Stop()
 }

@@ -20,9 +20,10 @@ const domain = "keysidecar"
 // callError is the error of one call: what the caller gets, and why. Its text
 // is for the log; only GRPCStatus goes on the wire.
 type callError struct {
-	status *status.Status
-	reason string
-	cause  error
+	status     *status.Status
+	reason     string
+	retryAfter time.Duration
+	cause      error
 }
 
 // Error returns the cause, which names the reason, or the reason alone.
@@ -63,7 +64,7 @@ func newCallError(
 	ctx context.Context, c codes.Code, reason, text string, retryAfter time.Duration, cause error,
 ) *callError {
 	details := []protoadapt.MessageV1{protoadapt.MessageV1Of(&errdetails.ErrorInfo{
-		Domain: domain, Reason: reason, Metadata: map[string]string{requestIDKey: requestID(ctx)},
+		Domain: domain, Reason: reason, Metadata: map[string]string{requestIDKey: CallOf(ctx).ID()},
 	})}
 	if retryAfter > 0 {
 		details = append(details, protoadapt.MessageV1Of(&errdetails.RetryInfo{
@@ -74,5 +75,5 @@ func newCallError(
 	if err != nil {
 		panic("server: internal error: error details do not marshal: " + err.Error())
 	}
-	return &callError{status: st, reason: reason, cause: cause}
+	return &callError{status: st, reason: reason, retryAfter: retryAfter, cause: cause}
 }

@@ -1,7 +1,9 @@
 package sidecar
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -13,18 +15,33 @@ import (
 
 	"github.com/keysidecar/keysidecar/config"
 	"github.com/keysidecar/keysidecar/dek"
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/internal/metrics"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek/azurekv"
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/identity"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
 // spareSlots is room in the slab for DEKs that are in use after they left the
 // cache, and for those being unwrapped.
 const spareSlots = 4096
+
+// buildState opens what operators have said, and makes the rules of now.
+func (s *Sidecar) buildState(Options) (err error) {
+	if s.cfg.StateDir != "" {
+		if s.suspensions, err = tenant.OpenSuspensions(s.cfg.StateDir); err != nil {
+			return fmt.Errorf("state_dir: %w", err)
+		}
+	}
+	files := fingerprint(s.cfg.Files())
+	s.seen.Store(&files)
+	s.loaded.Store(s.rulesOf(s.cfg))
+	return nil
+}
 
 func (s *Sidecar) buildMemory(Options) (err error) {
 	require := secret.Heap
@@ -44,7 +61,8 @@ func (s *Sidecar) buildMemory(Options) (err error) {
 func (s *Sidecar) buildMetrics(opts Options) (err error) {
 	s.metrics, err = metrics.New(metrics.Config{
 		Version: opts.Version, Slab: s.slab,
-		DEKs: func() dek.Stats { return s.deks.Stats() },
+		DEKs:  func() dek.Stats { return s.deks.Stats() },
+		Doors: s.doorStats, Bytes: func() int64 { return s.limits.Bytes.InUse() },
 	})
 	return err
 }
@@ -107,14 +125,26 @@ func newCredential(kv *config.KeyVault, c config.Credential) (azcore.TokenCreden
 	return azurekv.NewCredential(cfg)
 }
 
-// buildServer builds the sealer and the gRPC server around it.
-func (s *Sidecar) buildServer(opts Options) error {
-	work, err := sealer.New(sealer.Config{
-		DEKs:         s.deks,
-		Tenants:      func(id tenant.ID) (*tenant.Entry, error) { return s.tenants.Load().Lookup(id) },
-		Policy:       s.policy.Load,
+// buildSealer builds what answers SealService, by whatever door a call comes.
+func (s *Sidecar) buildSealer(opts Options) (err error) {
+	c := &s.cfg.Limits
+	tenants, err := limit.New(limit.Config{Entries: max(limitEntries, s.cfg.Cache.Entries)})
+	if err != nil {
+		return err
+	}
+	misses, err := limit.New(limit.Config{})
+	if err != nil {
+		return err
+	}
+	s.work, err = sealer.New(sealer.Config{
+		DEKs:  s.deks,
+		Rules: func() *sealer.Rules { return s.loaded.Load().rules },
+		Limits: sealer.Limits{
+			Tenants: tenants, Tenant: limit.Limit{Rate: c.Tenant.Rate, Burst: c.Tenant.Burst, Calls: c.Tenant.Calls},
+			Misses: misses, Miss: limit.Limit{Rate: c.Misses.Rate, Burst: c.Misses.Burst},
+		},
 		Region:       s.cfg.Region,
-		MaxPlaintext: int(s.cfg.Limits.UnaryBytes),
+		MaxPlaintext: int(c.UnaryBytes),
 		Observe: func(ctx context.Context, e sealer.Event) {
 			s.metrics.Observe(ctx, e)
 			if opts.Observe != nil {
@@ -122,30 +152,103 @@ func (s *Sidecar) buildServer(opts Options) error {
 			}
 		},
 	})
-	if err != nil {
-		return err
-	}
-	s.server, err = server.New(server.Config{
-		Sealer: work,
-		// One listener is one source of identity: whom the socket's mode admits.
-		Caller:             func(context.Context) (policy.Caller, error) { return policy.SocketCaller(), nil },
-		Logger:             s.log,
-		MaxUnary:           int(s.cfg.Limits.UnaryBytes),
-		CallsPerConnection: uint32(s.cfg.Limits.CallsPerConnection), //nolint:gosec // config bounds it
-		Reflection:         s.cfg.Server.Reflection,
-		Unary:              []grpc.UnaryServerInterceptor{s.metrics.Unary()},
-		Stream:             []grpc.StreamServerInterceptor{s.metrics.Stream()},
-	})
 	return err
 }
 
-// listen opens the listeners.
-func (s *Sidecar) listen(Options) error {
-	socket, err := server.ListenUnix(s.cfg.Listen.Socket, s.cfg.Listen.Mode)
+// limitEntries is how many callers or tenants have their own count at least.
+const limitEntries = 10_000
+
+// defaultMemory is what a process is taken to have if nobody says.
+const defaultMemory = 256 << 20
+
+// buildLimits makes the limits that all doors share.
+func (s *Sidecar) buildLimits(opts Options) error {
+	c := &s.cfg.Limits
+	callers, err := limit.New(limit.Config{})
 	if err != nil {
 		return err
 	}
-	s.socket = socket
+	total := cmp.Or(int64(c.BytesInFlight), cmp.Or(opts.Memory, defaultMemory)/4)
+	if share, need := int64(float64(total)*c.BytesShare), server.RoomForCall(int(c.UnaryBytes)); share < need {
+		return fmt.Errorf("limits: a caller may have %v of the %v of bytes_in_flight, and one call of unary_bytes %v needs up to %v: "+
+			"raise bytes_in_flight (or the memory limit, of which it is a quarter) or bytes_share, or lower unary_bytes",
+			config.Size(share), config.Size(total), c.UnaryBytes, config.Size(need))
+	}
+	bytes, err := limit.NewBytes(limit.BytesConfig{Total: total, Share: c.BytesShare})
+	if err != nil {
+		return err
+	}
+	s.bytesLimit = total
+	s.limits = &server.Limits{
+		Callers: callers, Bytes: bytes,
+		Caller: limit.Limit{Rate: c.Caller.Rate, Burst: c.Caller.Burst, Calls: c.Caller.Calls},
+	}
+	return nil
+}
+
+// openDoors opens the listeners: one for each way to prove who one is.
+func (s *Sidecar) openDoors(Options) error {
+	c := &s.cfg.Listen
+	peers := identity.NewPeers()
+	socket, err := server.ListenUnix(c.Socket, c.Mode)
+	if err != nil {
+		return err
+	}
+	if err := s.open("unix", socket, server.Config{Sealer: s.work, Source: peers, Reflection: s.cfg.Server.Reflection}); err != nil {
+		return err
+	}
+	socket, err = server.ListenUnix(c.AdminSocket, c.AdminMode)
+	if err != nil {
+		return fmt.Errorf("admin socket: %w", err)
+	}
+	if err := s.open("admin", socket, server.Config{Admin: &admin{s: s}, Source: peers, Reflection: s.cfg.Server.Reflection}); err != nil {
+		return err
+	}
+	return errors.Join(s.openTCP(), s.openMetrics())
+}
+
+// openTCP opens the TCP listener, if there is one.
+func (s *Sidecar) openTCP() (err error) {
+	c := &s.cfg.Listen.TCP
+	if c.Address == "" {
+		return nil
+	}
+	s.certs, err = identity.NewCertificates(identity.CertificatesConfig{
+		CertFile: c.CertFile, KeyFile: c.KeyFile, ClientCAFile: c.ClientCAFile, TrustDomain: c.TrustDomain,
+		MaxAge: c.MaxAge, Logger: s.log,
+	})
+	if err != nil {
+		return fmt.Errorf("listen.tcp: %w", err)
+	}
+	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", c.Address)
+	if err != nil {
+		return fmt.Errorf("listen.tcp: %w", err)
+	}
+	return s.open("tcp", ln, server.Config{
+		Sealer: s.work, Source: s.certs, Allow: c.Prefixes(), MaxConnectionAge: c.MaxAge / 4 * 3,
+	})
+}
+
+// open adds a door. It closes ln if that does not work.
+func (s *Sidecar) open(name string, ln net.Listener, cfg server.Config) error {
+	c := &s.cfg.Limits
+	cfg.Logger, cfg.Limits, cfg.Refused = s.log, s.limits, s.metrics.ObserveRefusal
+	cfg.Policy = func() *policy.Policy { return s.loaded.Load().rules.Policy }
+	cfg.MaxUnary = int(c.UnaryBytes)
+	cfg.CallsPerConnection = uint32(c.CallsPerConnection) //nolint:gosec // config bounds it
+	cfg.CallTimeout, cfg.Connections, cfg.ConnectionsPerCaller = c.CallTimeout, c.Connections, c.ConnectionsPerCaller
+	cfg.Unary = []grpc.UnaryServerInterceptor{s.metrics.Unary()}
+	cfg.Stream = []grpc.StreamServerInterceptor{s.metrics.Stream()}
+	srv, err := server.New(cfg)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	s.doors = append(s.doors, &door{name: name, address: ln.Addr().String(), server: srv, listener: ln})
+	return nil
+}
+
+// openMetrics opens the listener for Prometheus, if there is one.
+func (s *Sidecar) openMetrics() (err error) {
 	if s.cfg.Metrics.Listen == "" {
 		return nil
 	}

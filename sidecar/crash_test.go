@@ -303,7 +303,7 @@ func (c *crash) leftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !strings.Contains("config.yaml tenants.yaml vault", e.Name()) {
+		if !strings.Contains("config.yaml tenants.yaml policy.yaml state vault", e.Name()) {
 			t.Errorf("%s is left over", e.Name())
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
@@ -14,8 +15,10 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	"github.com/keysidecar/keysidecar/client"
 	"github.com/keysidecar/keysidecar/config"
@@ -102,12 +105,27 @@ func shortDir(t *testing.T) string {
 
 // settings are what tests change of a sidecar's files. Empty: as usual.
 type settings struct {
-	keks, tenants []string // lines of tenants.yaml
-	poll, load    string   // key_vault: 8m, 20s
-	unknown       string   // cache.negative.unknown: 1ms, as all of negative
-	tiny          bool     // a cache with room for one DEK of each tenant
-	maxMessages   int      // dek.max_messages: 2^32
+	keks, tenants  []string // lines of tenants.yaml
+	poll, load     string   // key_vault: 8m, 20s
+	unknown        string   // cache.negative.unknown: 1ms, as all of negative
+	tiny           bool     // a cache with room for one DEK of each tenant
+	maxMessages    int      // dek.max_messages: 2^32
+	policy         string   // policy.yaml: this user may do everything
+	listen, limits string   // further keys of these sections
+	config         string   // further lines of config.yaml
+	stateless      bool     // no state_dir
+	files          map[string]string
 	sidecar.Options
+}
+
+// admitMe is a policy.yaml that lets this user do everything.
+func admitMe() string {
+	return fmt.Sprintf(`apiVersion: keysidecar/v1
+callers: [{name: me, uid: %d}]
+rules:
+- {callers: [me], tenants: ["*"], verbs: [seal, unseal]}
+- {callers: [me], tenants: ["*"], verbs: [admin.status, admin.reload, admin.evict, admin.policy, admin.tenants, admin.suspend]}
+`, os.Geteuid())
 }
 
 // orElse returns s, or usual if it is empty.
@@ -116,6 +134,12 @@ func orElse(s, usual string) string {
 		return usual
 	}
 	return s
+}
+
+// directory is tenants.yaml.
+func (set settings) directory() string {
+	return "apiVersion: keysidecar/v1\nkeks:\n- " + strings.Join(set.keks, "\n- ") +
+		"\ntenants:\n- " + strings.Join(set.tenants, "\n- ") + "\n"
 }
 
 // write writes the files of a sidecar to dir, and returns the path of the
@@ -128,9 +152,13 @@ func (set settings) write(dir, address, caFile, tokenFile string) (string, error
 	if set.tiny {
 		entries, share = 16, "0.01"
 	}
+	state := "state_dir: " + filepath.Join(dir, "state")
+	if set.stateless {
+		state = ""
+	}
 	files := map[string]string{
 		"config.yaml": fmt.Sprintf(`apiVersion: keysidecar/v1
-listen: {socket: %s}
+listen: {socket: %s%s}
 region: west
 tenants_file: tenants.yaml
 key_vault:
@@ -141,11 +169,18 @@ key_vault:
   load_timeout: %s
 dek: {max_messages: %d}
 cache: {entries: %d, tenant_share: %s, negative: {unknown: %s, unreachable: 1ms, refused: 1ms}}
-limits: {unary_bytes: 4KiB}
-`, filepath.Join(dir, "s.sock"), address, caFile, tokenFile,
-			orElse(set.poll, "8m"), orElse(set.load, "20s"), set.maxMessages, entries, share, orElse(set.unknown, "1ms")),
-		"tenants.yaml": "apiVersion: keysidecar/v1\nkeks:\n- " + strings.Join(set.keks, "\n- ") +
-			"\ntenants:\n- " + strings.Join(set.tenants, "\n- ") + "\n",
+limits: {unary_bytes: 4KiB, misses: {rate: 100000, burst: 100000}%s}
+%s
+%s
+`, filepath.Join(dir, "s.sock"), set.listen, address, caFile, tokenFile,
+			orElse(set.poll, "8m"), orElse(set.load, "20s"), set.maxMessages, entries, share, orElse(set.unknown, "1ms"),
+			set.limits, state, set.config),
+		"policy.yaml":  orElse(set.policy, admitMe()),
+		"tenants.yaml": set.directory(),
+	}
+	maps.Copy(files, set.files)
+	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
+		return "", err
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -158,8 +193,8 @@ limits: {unary_bytes: 4KiB}
 // A node is a running sidecar and ways to call it.
 type node struct {
 	*sidecar.Sidecar
-	socket string
-	log    *journal
+	dir, socket, adminSocket, tcp string
+	log                           *journal
 	// client repeats calls as docs/errors.md says; rpc does not.
 	client *client.Client
 	rpc    keysidecarv1.SealServiceClient
@@ -167,6 +202,7 @@ type node struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 	runErr error
+	ended  sync.Once
 }
 
 // journal is a log that can be read while it is written.
@@ -200,13 +236,22 @@ func (s *site) start(t *testing.T, set settings) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return launch(t, file, set.Options)
+}
+
+// launch runs the sidecar whose files are there.
+func launch(t *testing.T, file string, opts sidecar.Options) *node {
+	t.Helper()
 	cfg, err := config.Load(file)
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{socket: cfg.Listen.Socket, log: &journal{}, done: make(chan struct{})}
-	set.Logger = slog.New(slog.NewJSONHandler(n.log, nil))
-	if n.Sidecar, err = sidecar.New(cfg, set.Options); err != nil {
+	n := &node{
+		dir: filepath.Dir(file), socket: cfg.Listen.Socket, adminSocket: cfg.Listen.AdminSocket, tcp: cfg.Listen.TCP.Address,
+		log: &journal{}, done: make(chan struct{}),
+	}
+	opts.Logger = slog.New(slog.NewJSONHandler(n.log, nil))
+	if n.Sidecar, err = sidecar.New(cfg, opts); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(context.Background())
@@ -221,16 +266,48 @@ func (s *site) start(t *testing.T, set settings) *node {
 	return n
 }
 
+// again ends the sidecar, and runs another one with its files.
+func (n *node) again(t *testing.T) *node {
+	t.Helper()
+	n.end(t)
+	return launch(t, filepath.Join(n.dir, "config.yaml"), sidecar.Options{})
+}
+
+// put replaces one of the sidecar's files, at once and not in part.
+func (n *node) put(t *testing.T, name, text string) {
+	t.Helper()
+	temp := filepath.Join(n.dir, "new")
+	err := os.WriteFile(temp, []byte(text), 0o600)
+	if err == nil {
+		err = os.Rename(temp, filepath.Join(n.dir, name))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// load puts in a file that is right, and reads it.
+func (n *node) load(t *testing.T, name, text string) {
+	t.Helper()
+	n.put(t, name, text)
+	if _, err := n.Reload(t.Context()); err != nil {
+		t.Fatalf("%s:\n%s\n%v", name, text, err)
+	}
+}
+
 // end stops the sidecar; a call under way has to be over, or it fails.
 func (n *node) end(t *testing.T) {
-	n.stop()
-	<-n.done
-	if n.runErr != nil {
-		t.Errorf("Run: %v", n.runErr)
-	}
-	if err := n.Close(); err != nil {
-		t.Errorf("Close: %v", err)
-	}
+	t.Helper()
+	n.ended.Do(func() {
+		n.stop()
+		<-n.done
+		if n.runErr != nil {
+			t.Errorf("Run: %v", n.runErr)
+		}
+		if err := n.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
 }
 
 // kek is a KEK in tenants.yaml, in the vault of that name.
@@ -252,12 +329,29 @@ func (n *node) dial(t *testing.T) *client.Client {
 	return c
 }
 
+// operator returns a client of the admin socket.
+func (n *node) operator(t *testing.T) *client.Admin {
+	t.Helper()
+	a, err := client.DialAdmin(n.adminSocket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { a.Close() })
+	return a
+}
+
 // connect returns a further connection without package client.
 func (n *node) connect(t *testing.T) *grpc.ClientConn {
 	t.Helper()
+	return connect(t, n.socket)
+}
+
+// connect returns a connection to a Unix socket.
+func connect(t *testing.T, socket string) *grpc.ClientConn {
+	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///localhost", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", n.socket)
+			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		}))
 	if err != nil {
 		t.Fatal(err)
@@ -284,6 +378,26 @@ func (n *node) mustOpen(t *testing.T, tenant string, sealed []byte, plaintext st
 		t.Errorf("Unseal for %s: %q, %v, want %q", tenant, got.Plaintext, err, plaintext)
 	}
 	return got.KeyInfo
+}
+
+// try seals for a tenant, once, and returns the reason of what it got.
+func (n *node) try(ctx context.Context, tenant string) string { return try(ctx, n.rpc, tenant) }
+
+func try(ctx context.Context, rpc keysidecarv1.SealServiceClient, tenant string) string {
+	_, err := rpc.Seal(ctx, &keysidecarv1.SealRequest{Tenant: tenant, Plaintext: []byte("data")})
+	return reasonOf(err)
+}
+
+// reasonOf returns the sidecar's reason for an error, "OK" for none, and the
+// code of what is not the sidecar's own.
+func reasonOf(err error) string {
+	st := status.Convert(err)
+	for _, d := range st.Details() {
+		if info, ok := d.(*errdetails.ErrorInfo); ok {
+			return info.GetReason()
+		}
+	}
+	return st.Code().String()
 }
 
 // await waits until what is true.

@@ -1,5 +1,6 @@
-// Package sidecar builds a running sidecar from a configuration, serves, and
-// drains it. It is where the other packages are wired together.
+// Package sidecar builds a running sidecar from a configuration, serves,
+// reloads, answers its operators, and drains it. It is where the other packages
+// are wired together.
 package sidecar
 
 import (
@@ -9,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -22,6 +24,7 @@ import (
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/identity"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -29,8 +32,11 @@ import (
 type Options struct {
 	// Logger gets everything an operator should know. Required.
 	Logger *slog.Logger
-	// Version is the program's, for metrics; it may be empty.
+	// Version is the program's, for metrics and status; it may be empty.
 	Version string
+	// Memory is how many bytes the process may use, from which the bytes of
+	// calls in flight follow unless they are configured. 0 means 256 MiB.
+	Memory int64
 	// Record, if set, is called before each event of a key's life takes
 	// effect; an error stops it. See dek.Config.
 	Record func(context.Context, dek.Event) error
@@ -40,18 +46,35 @@ type Options struct {
 
 // Sidecar is a sidecar that listens. It serves while Run runs.
 type Sidecar struct {
-	cfg     *config.Config
-	log     *slog.Logger
-	tenants atomic.Pointer[tenant.Directory]
-	policy  atomic.Pointer[policy.Policy]
-	metrics *metrics.Metrics
-	slab    *secret.Slab
-	vaults  *azurekv.Vaults
-	deks    *dek.Source
-	server  *server.Server
-	socket  net.Listener
-	http    *http.Server
-	web     net.Listener
+	cfg         *config.Config // of the start: what a reload does not change
+	log         *slog.Logger
+	version     string
+	started     time.Time
+	clock       policy.Clock
+	loaded      atomic.Pointer[loaded]
+	reloading   sync.Mutex
+	problems    atomic.Pointer[[]string] // of the files as they are now
+	suspensions *tenant.Suspensions
+	seen        atomic.Pointer[[]fileState] // the files that were read last
+	wipeUntil   atomic.Int64                // ns since started: until then watch wipes again what is refused
+	certs       *identity.Certificates      // nil without a TCP listener
+	metrics     *metrics.Metrics
+	slab        *secret.Slab
+	vaults      *azurekv.Vaults
+	deks        *dek.Source
+	limits      *server.Limits
+	bytesLimit  int64
+	work        *sealer.Sealer
+	doors       []*door
+	http        *http.Server
+	web         net.Listener
+}
+
+// door is a listener, and the server of those who come in by it.
+type door struct {
+	name, address string
+	server        *server.Server
+	listener      net.Listener
 }
 
 // New checks cfg, builds a sidecar and opens its listeners; no vault is asked.
@@ -60,16 +83,15 @@ func New(cfg *config.Config, opts Options) (_ *Sidecar, err error) {
 	if opts.Logger == nil {
 		return nil, errors.New("sidecar options: Logger is required")
 	}
-	s := &Sidecar{cfg: cfg, log: opts.Logger}
+	s := &Sidecar{cfg: cfg, log: opts.Logger, version: opts.Version, started: time.Now(), clock: policy.NewClock()}
+	s.problems.Store(new([]string))
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	s.tenants.Store(cfg.Tenants.Directory)
-	s.policy.Store(policy.AdmitSocket())
 	for _, build := range []func(Options) error{
-		s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildServer, s.listen,
+		s.buildState, s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildLimits, s.buildSealer, s.openDoors,
 	} {
 		if err := build(opts); err != nil {
 			return nil, err
@@ -82,10 +104,14 @@ func New(cfg *config.Config, opts Options) (_ *Sidecar, err error) {
 // configured drain time. It is called once.
 func (s *Sidecar) Run(ctx context.Context) error {
 	s.log.LogAttrs(ctx, slog.LevelInfo, "serving",
-		slog.String("socket", s.cfg.Listen.Socket), slog.String("region", s.cfg.Region),
-		slog.String("key_memory", s.slab.Level().String()), slog.Int("cache_entries", s.cfg.Cache.Entries))
+		slog.String("socket", s.cfg.Listen.Socket), slog.String("admin_socket", s.cfg.Listen.AdminSocket),
+		slog.String("tcp", s.cfg.Listen.TCP.Address), slog.String("region", s.cfg.Region),
+		slog.String("key_memory", s.slab.Level().String()), slog.Int("cache_entries", s.cfg.Cache.Entries),
+		slog.Int("policy_rules", len(s.cfg.Policy.Config.Rules)), slog.Int("tenants_suspended", len(s.suspensions.All())))
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return s.server.Serve(s.socket) })
+	for _, d := range s.doors {
+		group.Go(func() error { return d.server.Serve(d.listener) })
+	}
 	if s.http != nil {
 		group.Go(func() error {
 			if err := s.http.Serve(s.web); !errors.Is(err, http.ErrServerClosed) {
@@ -95,7 +121,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 		})
 	}
 	group.Go(func() error {
-		<-ctx.Done()
+		s.watch(ctx)
 		return s.drain()
 	})
 	return group.Wait()
@@ -106,7 +132,11 @@ func (s *Sidecar) drain() error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.Limits.Drain)
 	defer cancel()
 	start := time.Now()
-	err := s.server.Drain(ctx)
+	var group errgroup.Group
+	for _, d := range s.doors {
+		group.Go(func() error { return d.server.Drain(ctx) })
+	}
+	err := group.Wait()
 	if s.http != nil {
 		err = errors.Join(err, s.http.Close())
 	}
@@ -125,11 +155,9 @@ func (s *Sidecar) Stats() dek.Stats { return s.deks.Stats() }
 // Close ends what Run has not ended, and wipes every key.
 func (s *Sidecar) Close() error {
 	var errs []error
-	if s.server != nil {
-		s.server.Close()
-	}
-	if s.socket != nil {
-		if err := s.socket.Close(); !errors.Is(err, net.ErrClosed) {
+	for _, d := range s.doors {
+		d.server.Close()
+		if err := d.listener.Close(); !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}
@@ -148,5 +176,5 @@ func (s *Sidecar) Close() error {
 	if s.slab != nil {
 		errs = append(errs, s.slab.Close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, s.suspensions.Close())...)
 }

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -11,11 +12,11 @@ import (
 )
 
 func (a *app) configGroup() *cobra.Command {
-	group := &cobra.Command{Use: "config", Short: "Check the configuration, or print its reference"}
+	group := &cobra.Command{Use: "config", Short: "Check the configuration, explain its policy, or print its reference"}
 	var against string
 	check := &cobra.Command{
 		Use:   "check [--config FILE] [--against OLD]",
-		Short: "Check the configuration and the tenants file, offline",
+		Short: "Check the configuration, the tenants file and the policy file, offline",
 		RunE:  func(*cobra.Command, []string) error { return a.configCheck(against) },
 	}
 	check.Flags().StringVar(&against, "against", "", "older configuration `file`: refuse what would make its data unreadable")
@@ -23,11 +24,12 @@ func (a *app) configGroup() *cobra.Command {
 		Use:   "reference",
 		Short: "Print every configuration key with its meaning and default",
 		RunE: func(*cobra.Command, []string) error {
-			return a.print(map[string]string{"config.yaml": config.ReferenceConfig(), "tenants.yaml": config.ReferenceTenants()},
-				"%s", config.Reference())
+			return a.print(map[string]string{
+				"config.yaml": config.ReferenceConfig(), "tenants.yaml": config.ReferenceTenants(), "policy.yaml": config.ReferencePolicy(),
+			}, "%s", config.Reference())
 		},
 	}
-	group.AddCommand(check, reference)
+	group.AddCommand(check, a.explain(), reference)
 	return group
 }
 
@@ -52,9 +54,13 @@ func (a *app) configCheck(against string) error {
 	if refused {
 		return permanent(errors.New("data sealed under " + against + " would not open:\n" + strings.Join(lines, "\n")))
 	}
-	tenants := cfg.Tenants.Config
-	return a.print(map[string]any{"keks": len(tenants.KEKs), "tenants": len(tenants.Tenants), "warnings": lines},
-		"ok: %d KEKs, %d tenant rules\n%s", len(tenants.KEKs), len(tenants.Tenants), joinLines(lines))
+	lines = append(lines, cfg.Policy.Expired(time.Now())...)
+	tenants, rules := cfg.Tenants.Config, cfg.Policy.Config
+	return a.print(map[string]any{
+		"keks": len(tenants.KEKs), "tenants": len(tenants.Tenants),
+		"policy_rules": len(rules.Rules), "callers": len(rules.Callers), "warnings": lines,
+	}, "ok: %d KEKs, %d tenant rules, %d policy rules, %d callers\n%s",
+		len(tenants.KEKs), len(tenants.Tenants), len(rules.Rules), len(rules.Callers), joinLines(lines))
 }
 
 func joinLines(lines []string) string {

@@ -29,6 +29,7 @@ type exitError struct {
 	err    error
 	reason string // as in docs/errors.md, for what no sidecar was asked
 	hint   string
+	silent bool // the command has printed its result, which is all there is to say
 }
 
 func (e *exitError) Error() string { return e.err.Error() }
@@ -59,6 +60,9 @@ type failure struct {
 func (a *app) printFailure(command string, err error) int {
 	f := failure{Error: err.Error(), Exit: exitUsage}
 	if exit, ok := errors.AsType[*exitError](err); ok {
+		if exit.silent {
+			return exit.code
+		}
 		f.Exit, f.Hint, f.Reason = exit.code, exit.hint, exit.reason
 	}
 	if f.Exit == exitUsage {

@@ -34,6 +34,9 @@ func checkEnvironment(getenv func(string) string) error {
 type runtimeLimits struct {
 	procs  int
 	memory int64 // bytes; math.MaxInt64 is none
+	// available is how many bytes the process may use in all, as far as anybody
+	// says: the cgroup, else GOMEMLIMIT; 0 if nobody does.
+	available int64
 }
 
 // limitRuntime sets the defaults of a sidecar where the environment sets
@@ -46,7 +49,14 @@ func limitRuntime(getenv func(string) string, fsys fs.FS) runtimeLimits {
 	if limit := cgroupMemory(fsys); limit < math.MaxInt64 && getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(limit / 10 * 8)
 	}
-	return runtimeLimits{procs: runtime.GOMAXPROCS(0), memory: debug.SetMemoryLimit(-1)}
+	limits := runtimeLimits{procs: runtime.GOMAXPROCS(0), memory: debug.SetMemoryLimit(-1), available: cgroupMemory(fsys)}
+	if limits.available == math.MaxInt64 {
+		limits.available = limits.memory
+	}
+	if limits.available == math.MaxInt64 {
+		limits.available = 0
+	}
+	return limits
 }
 
 // cgroupMemory returns the least memory.max, in bytes, of this process's

@@ -69,6 +69,14 @@ func files(text map[string]string) fstest.MapFS {
 	return fsys
 }
 
+// known is what a process may use where only its GOMEMLIMIT says so.
+func known(memory int64) int64 {
+	if memory == math.MaxInt64 {
+		return 0
+	}
+	return memory
+}
+
 // TestLimitRuntime sets limits of this process, and takes them back.
 func TestLimitRuntime(t *testing.T) {
 	procs, memory := runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)
@@ -78,11 +86,11 @@ func TestLimitRuntime(t *testing.T) {
 		procs       int // before
 		want        runtimeLimits
 	}{
-		"many processors": {nil, nil, 8, runtimeLimits{2, memory}},
-		"one processor":   {nil, nil, 1, runtimeLimits{1, memory}},
-		"memory":          {nil, limited, 8, runtimeLimits{2, 8_000_000_000}},
-		"GOMAXPROCS":      {map[string]string{"GOMAXPROCS": "8"}, limited, 8, runtimeLimits{8, 8_000_000_000}},
-		"GOMEMLIMIT":      {map[string]string{"GOMEMLIMIT": "off"}, limited, 8, runtimeLimits{2, memory}},
+		"many processors": {nil, nil, 8, runtimeLimits{2, memory, known(memory)}},
+		"one processor":   {nil, nil, 1, runtimeLimits{1, memory, known(memory)}},
+		"memory":          {nil, limited, 8, runtimeLimits{2, 8_000_000_000, 10_000_000_000}},
+		"GOMAXPROCS":      {map[string]string{"GOMAXPROCS": "8"}, limited, 8, runtimeLimits{8, 8_000_000_000, 10_000_000_000}},
+		"GOMEMLIMIT":      {map[string]string{"GOMEMLIMIT": "off"}, limited, 8, runtimeLimits{2, memory, 10_000_000_000}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Cleanup(func() {
@@ -94,7 +102,7 @@ func TestLimitRuntime(t *testing.T) {
 			if got != c.want {
 				t.Errorf("limits are %+v, want %+v", got, c.want)
 			}
-			if now := (runtimeLimits{runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1)}); now != got {
+			if now := (runtimeLimits{runtime.GOMAXPROCS(0), debug.SetMemoryLimit(-1), got.available}); now != got {
 				t.Errorf("limits are %+v, but the runtime has %+v", got, now)
 			}
 		})

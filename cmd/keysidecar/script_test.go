@@ -40,6 +40,7 @@ func TestScript(t *testing.T) {
 			dir, err := os.MkdirTemp("", "ks")
 			env.Defer(func() { os.RemoveAll(dir) })
 			env.Setenv("D", dir)
+			env.Setenv("UID", strconv.Itoa(os.Geteuid()))
 			return err
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){

@@ -43,12 +43,16 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() err
 	if err := secret.HardenProcess(); err != nil {
 		return permanent(fmt.Errorf("keeping this process out of core dumps: %w", err))
 	}
-	logLimits(ctx, log, limitRuntime(os.Getenv, os.DirFS("/")))
-	defer ignoreHangup(ctx, log)()
-	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version})
+	limits := limitRuntime(os.Getenv, os.DirFS("/"))
+	logLimits(ctx, log, limits)
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP) // from here on it does not end the process
+	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version, Memory: limits.available})
 	if err != nil {
+		signal.Stop(hangups)
 		return startError(err)
 	}
+	defer reloadAtHangup(ctx, s, hangups)()
 	if err = ready(); err == nil {
 		err = s.Run(ctx)
 	}
@@ -58,17 +62,14 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() err
 	return nil
 }
 
-// ignoreHangup makes SIGHUP a line in the log until stop is called. Many
-// daemons reload at it, so operators send it; by default it would end this one
-// without a drain.
-func ignoreHangup(ctx context.Context, log *slog.Logger) (stop func()) {
-	hangups := make(chan os.Signal, 1)
-	signal.Notify(hangups, syscall.SIGHUP)
+// reloadAtHangup reloads at every SIGHUP until stop is called. What is wrong
+// with the files is in the log.
+func reloadAtHangup(ctx context.Context, s *sidecar.Sidecar, hangups chan os.Signal) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		for range hangups {
-			log.LogAttrs(ctx, slog.LevelWarn, "SIGHUP ignored: a changed configuration needs a restart")
+			_, _ = s.Reload(ctx)
 		}
 	}()
 	return func() {

@@ -5,6 +5,7 @@ package devsetup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -22,7 +23,8 @@ const KEK = "kek"
 // Config says what to set up.
 type Config struct {
 	// Dir is the absolute path of a directory that exists: of config.yaml,
-	// tenants.yaml and the sidecar's socket, keysidecar.sock. Required.
+	// tenants.yaml, policy.yaml, the sidecar's socket, keysidecar.sock, and the
+	// directory "state" for what it keeps. Required.
 	Dir string
 	// Vault is the embedded Key Vault. Required.
 	Vault *devvault.Server
@@ -31,6 +33,9 @@ type Config struct {
 	// Alg is what the KEKs are for; keys that exist stay what they are. Zero
 	// is kek.RSAOAEP256.
 	Alg kek.Alg
+	// Policy is the text of policy.yaml. Empty: the caller "me", any process
+	// with the user ID of this one, may use every verb for every tenant.
+	Policy string
 }
 
 // CheckTenants returns an error unless there are IDs, each can be a vault's
@@ -52,8 +57,9 @@ func CheckTenants(ids []string) error {
 	return nil
 }
 
-// Write makes the keys that are missing, writes both files, replacing what is
-// there, and returns the path of config.yaml.
+// Write makes the keys that are missing, writes the files, replacing what is
+// there, makes the directory "state" unless it is there, and returns the path
+// of config.yaml.
 func Write(cfg Config) (path string, err error) {
 	if err := CheckTenants(cfg.Tenants); err != nil {
 		return "", err
@@ -70,10 +76,16 @@ func Write(cfg Config) (path string, err error) {
 			return "", err
 		}
 	}
-	for name, text := range map[string]string{"config.yaml": configFile, "tenants.yaml": tenantsFile} {
+	if cfg.Policy == "" {
+		cfg.Policy = fmt.Sprintf(policyFile, os.Geteuid())
+	}
+	for name, text := range map[string]string{"config.yaml": configFile, "tenants.yaml": tenantsFile, "policy.yaml": "{{.Policy}}"} {
 		if err := write(filepath.Join(cfg.Dir, name), text, cfg); err != nil {
 			return "", fmt.Errorf("writing %s: %w", name, err)
 		}
+	}
+	if err := os.Mkdir(filepath.Join(cfg.Dir, "state"), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return "", fmt.Errorf("making the state directory: %w", err)
 	}
 	return filepath.Join(cfg.Dir, "config.yaml"), nil
 }
@@ -106,6 +118,7 @@ apiVersion: keysidecar/v1
 listen:
   socket: {{printf "%q" (print .Dir "/keysidecar.sock")}}
 region: local
+state_dir: {{printf "%q" (print .Dir "/state")}}
 key_vault:
   cloud: devvault
   devvault:
@@ -136,4 +149,18 @@ tenants:{{range .Tenants}}
   - id: {{.}}
     kek: {{.}}
     regions: [local]{{end}}
+`
+
+const policyFile = `# Written at every start: changes are lost.
+apiVersion: keysidecar/v1
+callers:
+  - name: me
+    uid: %d
+rules:
+  - callers: [me]
+    tenants: ["*"]
+    verbs: [seal, unseal]
+  - callers: [me]
+    tenants: ["*"]
+    verbs: [admin.status, admin.reload, admin.evict, admin.policy, admin.tenants, admin.suspend]
 `

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -16,6 +17,7 @@ import (
 	"github.com/keysidecar/keysidecar/internal/devsetup"
 	"github.com/keysidecar/keysidecar/kek"
 	"github.com/keysidecar/keysidecar/kek/devvault"
+	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -89,9 +91,66 @@ func TestWrite(t *testing.T) {
 		if !vault.HasKey("acme", devsetup.KEK) || !vault.HasKey("globex", devsetup.KEK) {
 			t.Error("a key is missing")
 		}
-		if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
-			t.Errorf("config.yaml: %v, %v", info.Mode(), err)
+		if want := filepath.Join(dir, "admin.sock"); cfg.Listen.AdminSocket != want {
+			t.Errorf("admin socket is %s, want %s", cfg.Listen.AdminSocket, want)
 		}
+		if want := filepath.Join(dir, "state"); cfg.StateDir != want {
+			t.Errorf("state directory is %s, want %s", cfg.StateDir, want)
+		}
+		for name, want := range map[string]os.FileMode{"config.yaml": 0o600, "tenants.yaml": 0o600, "policy.yaml": 0o600, "state": os.ModeDir | 0o700} {
+			if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode() != want {
+				t.Errorf("%s: %v, %v, want %v", name, info, err, want)
+			}
+		}
+	}
+}
+
+// TestPolicy lets this user do everything, and nobody else anything.
+func TestPolicy(t *testing.T) {
+	dir := t.TempDir()
+	vault, err := devvault.Open(devvault.Config{Dir: filepath.Join(dir, "vault")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { vault.Close() })
+	setup := devsetup.Config{Dir: dir, Vault: vault, Tenants: []string{"acme"}, Alg: kek.A256KW}
+	load := func() *policy.Policy {
+		t.Helper()
+		file, err := devsetup.Write(setup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cfg, err := config.Load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg.Policy.Policy
+	}
+	acme, err := tenant.Parse("acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	uid := uint32(os.Geteuid())
+	me, other := policy.PeerCaller(uid, 4711, 1), policy.PeerCaller(uid+1, 4711, 1)
+	p := load()
+	for _, v := range policy.Verbs() {
+		if !p.Allow(me, v, acme, now) || v.Admin() && !p.AllowAll(me, v, now) {
+			t.Errorf("this user may not %s", v)
+		}
+		if p.Allow(other, v, acme, now) || p.AllowAll(other, v, now) {
+			t.Errorf("another user may %s", v)
+		}
+	}
+	if name, _ := p.Who(me); name != "me" {
+		t.Errorf("this user is called %s", name)
+	}
+	setup.Policy = "# {{.Dir}}\napiVersion: keysidecar/v1\nrules: []\n"
+	if p := load(); p.Allow(me, policy.Seal, acme, now) {
+		t.Error("Config.Policy has no effect")
+	}
+	if text, err := os.ReadFile(filepath.Join(dir, "policy.yaml")); err != nil || string(text) != setup.Policy {
+		t.Errorf("policy.yaml is %q, %v", text, err)
 	}
 }
 
@@ -111,6 +170,10 @@ func TestWriteAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := filepath.Join(dir, "state", "suspensions.json")
+	if err := os.WriteFile(kept, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	setup.Tenants = []string{"globex", "acme"}
 	file, err := devsetup.Write(setup)
 	if err != nil {
@@ -119,6 +182,9 @@ func TestWriteAgain(t *testing.T) {
 	cfg, err := config.Load(file)
 	if err != nil || len(cfg.Tenants.Config.Tenants) != 2 {
 		t.Errorf("config.Load returned %+v, %v", cfg, err)
+	}
+	if _, err := os.Stat(kept); err != nil {
+		t.Errorf("the second Write lost the state: %v", err)
 	}
 	if newest := newestVersion(t, vault, "acme"); newest != rotated {
 		t.Errorf("acme's key has the version %s after the second Write, %s before", newest, rotated)

@@ -36,9 +36,13 @@ type Limit struct {
 	Calls int
 }
 
-// Or returns l with the field of other for each that is zero: so a Rate without
-// a Burst gets the other's Burst.
+// Or returns l with what it leaves open taken from other. A Rate of its own
+// brings its own Burst: the other's would let through, at once, more than it
+// means to allow in hours.
 func (l Limit) Or(other Limit) Limit {
+	if l.Rate != 0 {
+		other.Burst = 0
+	}
 	return Limit{
 		Rate:  cmp.Or(l.Rate, other.Rate),
 		Burst: cmp.Or(l.Burst, other.Burst),

@@ -424,7 +424,7 @@ func TestOr(t *testing.T) {
 	defaults := limit.Limit{Rate: 1, Burst: 2, Calls: 3}
 	for l, want := range map[limit.Limit]limit.Limit{
 		{}:                              defaults,
-		{Rate: 9}:                       {Rate: 9, Burst: 2, Calls: 3},
+		{Rate: 9}:                       {Rate: 9, Calls: 3},
 		{Burst: 9}:                      {Rate: 1, Burst: 9, Calls: 3},
 		{Calls: 9}:                      {Rate: 1, Burst: 2, Calls: 9},
 		{Rate: 7, Burst: 8, Calls: 9}:   {Rate: 7, Burst: 8, Calls: 9},

@@ -33,6 +33,19 @@ type Config struct {
 	DEKs func() dek.Stats
 	// Slab is asked at each scrape. Nil leaves its metrics out.
 	Slab *secret.Slab
+	// Doors and Bytes are asked at each scrape, for the connections of every
+	// listener and the bytes of calls in flight. Nil leaves their metrics out.
+	Doors func() []Door
+	Bytes func() int64
+}
+
+// Door has the connections of one listener.
+type Door struct {
+	// Name is the listener's: "unix", "tcp" or "admin".
+	Name string
+	// Open is how many are open, Refused how many were closed at once so far.
+	Open    int
+	Refused uint64
 }
 
 // Metrics has a registry of its own. Its methods are safe for concurrent use.
@@ -44,6 +57,10 @@ type Metrics struct {
 	operations [][]prometheus.Counter
 	seconds    []prometheus.Observer
 	bytes      []prometheus.Counter
+
+	// refused is indexed by reason, reloads by whether the files were right.
+	refused []prometheus.Counter
+	reloads map[bool]prometheus.Counter
 
 	vaultCalls   *prometheus.CounterVec
 	vaultSeconds *prometheus.HistogramVec
@@ -74,7 +91,7 @@ func New(cfg Config) (*Metrics, error) {
 		Buckets: prometheus.ExponentialBuckets(0.001, 2, 14), // 1 ms to 8 s
 	}, []string{labelOp})
 	for _, c := range []prometheus.Collector{
-		build, operations, seconds, bytes, m.vaultCalls, m.vaultSeconds, m.grpc, newPulled(cfg),
+		build, operations, seconds, bytes, m.newRefused(), m.newReloads(), m.vaultCalls, m.vaultSeconds, m.grpc, newPulled(cfg),
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
 		if err := m.registry.Register(c); err != nil {
@@ -110,6 +127,38 @@ func (m *Metrics) newOperations() (
 	}
 	return operations, seconds, bytes
 }
+
+// newRefused makes a series for every reason: which of them a server gives is
+// the server's business.
+func (m *Metrics) newRefused() *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: nameRefused, Help: "Calls refused before their message was read, by the reason that the caller got.",
+	}, []string{labelReason})
+	m.refused = append(m.refused, v.WithLabelValues(sealer.OK.String()))
+	for _, r := range sealer.Reasons() {
+		m.refused = append(m.refused, v.WithLabelValues(r.String()))
+	}
+	return v
+}
+
+func (m *Metrics) newReloads() *prometheus.CounterVec {
+	v := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: nameReloads, Help: "Reloads of tenants.yaml, policy.yaml and certificates, by how they ended.",
+	}, []string{labelResult})
+	m.reloads = map[bool]prometheus.Counter{true: v.WithLabelValues("ok"), false: v.WithLabelValues("failed")}
+	return v
+}
+
+// ObserveRefusal counts a call that got no further than the server. It is for
+// server.Config.Refused.
+func (m *Metrics) ObserveRefusal(r sealer.Reason) {
+	if int(r) < len(m.refused) {
+		m.refused[r].Inc()
+	}
+}
+
+// ObserveReload counts a reload.
+func (m *Metrics) ObserveReload(ok bool) { m.reloads[ok].Inc() }
 
 // outcomes returns the values of label reason. Those of the sealer come first,
 // each at its own number.

@@ -160,9 +160,15 @@ func TestPulled(t *testing.T) {
 			},
 			Cached: 2, Active: 1, Minted: 11, MintsFailed: 12,
 		}
-	}})
+	}, Doors: func() []metrics.Door {
+		return []metrics.Door{{Name: "unix", Open: 3, Refused: 4}, {Name: "admin", Open: 1}}
+	}, Bytes: func() int64 { return 4096 }})
 	want := []string{
 		`keysidecar_build_info{version="v1.2.3"} 1`,
+		`keysidecar_bytes_in_flight 4096`,
+		`keysidecar_connections{listener="admin"} 1`,
+		`keysidecar_connections{listener="unix"} 3`,
+		`keysidecar_connections_refused_total{listener="unix"} 4`,
 		`keysidecar_dek_cache_evictions_total 6`,
 		`keysidecar_dek_cache_hits_total 10`,
 		`keysidecar_dek_cache_loads_in_flight 4`,
@@ -212,7 +218,10 @@ func TestNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { slab.Close() })
-	m := newMetrics(t, metrics.Config{Slab: slab, DEKs: func() dek.Stats { return dek.Stats{} }})
+	m := newMetrics(t, metrics.Config{
+		Slab: slab, DEKs: func() dek.Stats { return dek.Stats{} },
+		Doors: func() []metrics.Door { return []metrics.Door{{Name: "unix"}} }, Bytes: func() int64 { return 0 },
+	})
 	m.ObserveVault("wrap", 200, 0)
 	var got []string
 	for _, line := range page(t, m) {
@@ -223,6 +232,28 @@ func TestNames(t *testing.T) {
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-names.go +served):\n%s", diff)
+	}
+}
+
+func TestRefusalsAndReloads(t *testing.T) {
+	m := newMetrics(t, metrics.Config{})
+	m.ObserveRefusal(sealer.RateLimited)
+	m.ObserveRefusal(sealer.RateLimited)
+	m.ObserveRefusal(sealer.Draining)
+	m.ObserveRefusal(255)
+	m.ObserveReload(true)
+	m.ObserveReload(false)
+	m.ObserveReload(false)
+	want := []string{
+		`keysidecar_calls_refused_total{reason="DRAINING"} 1`,
+		`keysidecar_calls_refused_total{reason="RATE_LIMITED"} 2`,
+	}
+	if diff := cmp.Diff(want, scrape(t, m, "keysidecar_calls_refused")); diff != "" {
+		t.Errorf("refusals (-want +got):\n%s", diff)
+	}
+	want = []string{`keysidecar_reloads_total{result="failed"} 2`, `keysidecar_reloads_total{result="ok"} 1`}
+	if diff := cmp.Diff(want, scrape(t, m, "keysidecar_reloads")); diff != "" {
+		t.Errorf("reloads (-want +got):\n%s", diff)
 	}
 }
 

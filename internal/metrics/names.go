@@ -11,6 +11,12 @@ const (
 	nameOperationSeconds = "keysidecar_operation_seconds"
 	nameOperationBytes   = "keysidecar_operation_bytes_total"
 
+	nameRefused     = "keysidecar_calls_refused_total"
+	nameConnections = "keysidecar_connections"
+	nameTurnedAway  = "keysidecar_connections_refused_total"
+	nameBytes       = "keysidecar_bytes_in_flight"
+	nameReloads     = "keysidecar_reloads_total"
+
 	nameVaultCalls   = "keysidecar_vault_calls_total"
 	nameVaultSeconds = "keysidecar_vault_call_seconds"
 
@@ -36,4 +42,5 @@ const (
 	labelResult  = "result"
 	labelLevel   = "level"
 	labelVersion = "version"
+	labelDoor    = "listener"
 )

@@ -12,6 +12,7 @@ type pulled struct {
 	cfg                        Config
 	figures                    []figure
 	loads, mints, level, inUse *prometheus.Desc
+	open, turnedAway, bytes    *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*pulled)(nil)
@@ -44,7 +45,10 @@ func newPulled(cfg Config) *pulled {
 		mints:   byLabel(nameMints, "Mints of DEKs by how they ended.", labelResult),
 		level: byLabel(nameMemoryLevel,
 			"Always 1; the label says how unwrapped DEKs are kept: heap, locked or memfd_secret.", labelLevel),
-		inUse: prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
+		open:       byLabel(nameConnections, "Connections that are open.", labelDoor),
+		turnedAway: byLabel(nameTurnedAway, "Connections closed at once because of a limit or their address.", labelDoor),
+		bytes:      prometheus.NewDesc(nameBytes, "Bytes that calls in flight hold or may need.", nil, nil),
+		inUse:      prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
 	}
 }
 
@@ -67,7 +71,7 @@ func (p *pulled) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range p.figures {
 		ch <- f.desc
 	}
-	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse} {
+	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse, p.open, p.turnedAway, p.bytes} {
 		ch <- d
 	}
 }
@@ -77,9 +81,23 @@ func (p *pulled) Collect(ch chan<- prometheus.Metric) {
 	if p.cfg.DEKs != nil {
 		p.collectDEKs(ch, p.cfg.DEKs())
 	}
+	p.collectDoors(ch)
 	if p.cfg.Slab != nil {
 		ch <- prometheus.MustNewConstMetric(p.level, prometheus.GaugeValue, 1, p.cfg.Slab.Level().String())
 		ch <- prometheus.MustNewConstMetric(p.inUse, prometheus.GaugeValue, float64(p.cfg.Slab.InUse()))
+	}
+}
+
+func (p *pulled) collectDoors(ch chan<- prometheus.Metric) {
+	if p.cfg.Bytes != nil {
+		ch <- prometheus.MustNewConstMetric(p.bytes, prometheus.GaugeValue, float64(p.cfg.Bytes()))
+	}
+	if p.cfg.Doors == nil {
+		return
+	}
+	for _, d := range p.cfg.Doors() {
+		ch <- prometheus.MustNewConstMetric(p.open, prometheus.GaugeValue, float64(d.Open), d.Name)
+		ch <- prometheus.MustNewConstMetric(p.turnedAway, prometheus.CounterValue, float64(d.Refused), d.Name)
 	}
 }
 

@@ -1,4 +1,4 @@
-package config
+package strict
 
 import (
 	"cmp"
@@ -11,7 +11,7 @@ import (
 // MaxProblems is how many problems an Error names at most.
 const MaxProblems = 10
 
-// Error is what Load and LoadTenants return for files that are not right.
+// Error is what is wrong with some files.
 type Error struct {
 	// Problems are 1 to MaxProblems, by file and position.
 	Problems []Problem
@@ -57,19 +57,21 @@ func (p Problem) String() string {
 	return s + ": " + p.Text
 }
 
-// problems collects up to MaxProblems of them.
-type problems []Problem
+// Problems collects up to MaxProblems of them.
+type Problems []Problem
 
-func (ps *problems) full() bool { return len(*ps) >= MaxProblems }
+// Full reports whether no more are taken.
+func (ps *Problems) Full() bool { return len(*ps) >= MaxProblems }
 
-func (ps *problems) add(p Problem) {
-	if !ps.full() && !slices.Contains(*ps, p) {
+// Add takes a problem unless it is there already, or there are enough.
+func (ps *Problems) Add(p Problem) {
+	if !ps.Full() && !slices.Contains(*ps, p) {
 		*ps = append(*ps, p)
 	}
 }
 
-// err returns nil if there are none.
-func (ps *problems) err() error {
+// Err returns an *Error with the problems in order, nil if there are none.
+func (ps *Problems) Err() error {
 	if len(*ps) == 0 {
 		return nil
 	}

@@ -1,4 +1,4 @@
-package config
+package strict
 
 import (
 	"errors"
@@ -6,21 +6,13 @@ import (
 	"io/fs"
 	"math"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
 // field is a key of a section: a struct field with its tags.
-//
-//	yaml      the key
-//	required  "true": must be set, and not to an empty string
-//	enum      the values allowed, separated by spaces
-//	min, max  bounds, in the notation of the files
-//	default   of a field in a list, where Default cannot have it
-//	kind      "path": relative to the file that names it
-//	example   for the reference, where there is no default
-//	show      "true": the reference sets the example, "empty": sets ""
 type field struct {
 	index    int
 	name     string
@@ -43,23 +35,36 @@ func fields(t reflect.Type) []field {
 	return fs
 }
 
+// IsSection reports whether a value of that type has keys of its own.
+func IsSection(t reflect.Type) bool {
+	return t.Kind() == reflect.Struct && t != reflect.TypeFor[time.Time]()
+}
+
 // Tags of YAML scalars, as the parser resolves them.
 const (
 	tagString = "!!str"
 	tagBool   = "!!bool"
 	tagInt    = "!!int"
 	tagFloat  = "!!float"
+	tagTime   = "!!timestamp"
 )
 
 // parseScalar sets v to what text means. tag is the YAML type of text.
 func parseScalar(v reflect.Value, tag, text string) error {
+	if v.Kind() == reflect.Pointer {
+		p := reflect.New(v.Type().Elem())
+		v.Set(p)
+		return parseScalar(p.Elem(), tag, text)
+	}
 	switch v.Interface().(type) {
 	case bool:
 		return parseBool(v, tag, text)
-	case int, uint64:
+	case int, uint32, uint64:
 		return parseInt(v, tag, text)
 	case float64:
 		return parseFloat(v, tag, text)
+	case time.Time:
+		return parseTime(v, tag, text)
 	}
 	if tag != tagString {
 		return fmt.Errorf("%s is not text: put it in quotes", text)
@@ -69,11 +74,11 @@ func parseScalar(v reflect.Value, tag, text string) error {
 	}
 	switch v.Interface().(type) {
 	case time.Duration:
-		d, err := parseDuration(text)
+		d, err := ParseDuration(text)
 		v.SetInt(int64(d))
 		return quoted(err, text)
 	case Size:
-		s, err := parseSize(text)
+		s, err := ParseSize(text)
 		v.SetInt(int64(s))
 		return quoted(err, text)
 	case fs.FileMode:
@@ -82,8 +87,6 @@ func parseScalar(v reflect.Value, tag, text string) error {
 			return fmt.Errorf(`%q is not a file mode such as "0600"`, text)
 		}
 		v.SetUint(n)
-	case *string:
-		v.Set(reflect.ValueOf(&text))
 	default:
 		v.SetString(text)
 	}
@@ -110,11 +113,32 @@ func parseInt(v reflect.Value, tag, text string) error {
 	if tag != tagInt || err != nil || len(text) > 1 && text[0] == '0' {
 		return fmt.Errorf("%q is not a whole number", text)
 	}
-	if v.Kind() == reflect.Int {
+	switch {
+	case v.Kind() == reflect.Int:
 		v.SetInt(int64(n))
-	} else {
+	case v.OverflowUint(n):
+		return fmt.Errorf("%s is too large", text)
+	default:
 		v.SetUint(n)
 	}
+	return nil
+}
+
+// parseTime reads RFC 3339, in quotes or not. YAML's other notations of a time
+// are refused, and what time.Parse takes beyond the RFC,
+// which it writes otherwise. Nobody means the zero time, which would be read as none.
+func parseTime(v reflect.Value, tag, text string) error {
+	t, err := time.Parse(time.RFC3339, text)
+	whole := text
+	if n := len("2006-01-02T15:04:05"); len(text) > n && text[n] == '.' {
+		whole = text[:n] + strings.TrimLeft(text[n+1:], "0123456789")
+	}
+	again := whole == t.Format(time.RFC3339) || whole == t.Format("2006-01-02T15:04:05-07:00")
+	_, offset := t.Zone()
+	if err != nil || !again || max(offset, -offset) >= int(day/time.Second) || t.IsZero() || tag != tagString && tag != tagTime {
+		return fmt.Errorf(`%q is not a time such as "2026-12-31T18:00:00Z" or "2026-12-31T18:00:00+01:00"`, text)
+	}
+	v.Set(reflect.ValueOf(t))
 	return nil
 }
 
@@ -130,19 +154,18 @@ func parseFloat(v reflect.Value, tag, text string) error {
 
 // checkBounds checks v against the tags of its field.
 func (f *field) checkBounds(v reflect.Value) error {
+	v = reflect.Indirect(v)
 	if len(f.enum) > 0 {
-		for _, e := range f.enum {
-			if v.String() == e {
-				return nil
-			}
+		if slices.Contains(f.enum, v.String()) {
+			return nil
 		}
-		return fmt.Errorf("%q is not %s", v.String(), strings.Join(f.enum, ", "))
+		return fmt.Errorf("%q is not %s%s", shorten(v.String()), strings.Join(f.enum, ", "), hint(v.String(), f.enum))
 	}
 	if f.required && v.Kind() == reflect.String && v.String() == "" {
 		return errors.New("is empty")
 	}
 	if f.min != "" && less(v, bound(v.Type(), f.min)) || f.max != "" && less(bound(v.Type(), f.max), v) {
-		return fmt.Errorf("%s is not from %s to %s", formatScalar(v), f.min, f.max)
+		return fmt.Errorf("%s is not from %s to %s", FormatScalar(v), f.min, f.max)
 	}
 	return nil
 }
@@ -152,11 +175,11 @@ func bound(t reflect.Type, text string) reflect.Value {
 	v := reflect.New(t).Elem()
 	tag := tagString
 	switch t.Kind() {
-	case reflect.Int, reflect.Uint64, reflect.Float64:
+	case reflect.Int, reflect.Uint32, reflect.Uint64, reflect.Float64:
 		tag = tagInt
 	}
 	if err := parseScalar(v, tag, text); err != nil {
-		panic("config: internal error: bound: " + err.Error())
+		panic("strict: internal error: bound: " + err.Error())
 	}
 	return v
 }
@@ -165,19 +188,19 @@ func less(a, b reflect.Value) bool {
 	switch a.Kind() {
 	case reflect.Int, reflect.Int64:
 		return a.Int() < b.Int()
-	case reflect.Uint64:
+	case reflect.Uint32, reflect.Uint64:
 		return a.Uint() < b.Uint()
 	case reflect.Float64:
 		return a.Float() < b.Float()
 	}
-	panic("config: internal error: no order of " + a.Type().String())
+	panic("strict: internal error: no order of " + a.Type().String())
 }
 
-// formatScalar writes v as the files do, without quotes.
-func formatScalar(v reflect.Value) string {
+// FormatScalar writes v as the files do, without quotes.
+func FormatScalar(v reflect.Value) string {
 	switch x := v.Interface().(type) {
 	case time.Duration:
-		return formatDuration(x)
+		return FormatDuration(x)
 	case fs.FileMode:
 		return fmt.Sprintf("%04o", uint32(x))
 	}

@@ -1,4 +1,4 @@
-package config
+package strict
 
 import (
 	"fmt"
@@ -12,13 +12,13 @@ import (
 // structs do.
 type decoder struct {
 	file     string
-	problems *problems
+	problems *Problems
 	schema   map[reflect.Type][]field
 }
 
 func (d *decoder) add(n *yaml.Node, at *path, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	d.problems.add(Problem{File: d.file, Line: n.Line, Column: n.Column, Path: at.String(), Text: text})
+	d.problems.Add(Problem{File: d.file, Line: n.Line, Column: n.Column, Path: at.String(), Text: text})
 }
 
 func (d *decoder) fields(t reflect.Type) []field {
@@ -41,7 +41,7 @@ func (d *decoder) section(n *yaml.Node, v reflect.Value, at *path) {
 	}
 	fs := d.fields(v.Type())
 	set := make([]int, len(fs)) // the line that sets the field
-	for i := 0; i+1 < len(n.Content) && !d.problems.full(); i += 2 {
+	for i := 0; i+1 < len(n.Content) && !d.problems.Full(); i += 2 {
 		key, value := n.Content[i], n.Content[i+1]
 		f := d.key(key, fs, at)
 		if f < 0 {
@@ -67,7 +67,7 @@ func (d *decoder) absent(n *yaml.Node, v reflect.Value, f *field, at *path) {
 	switch dflt := f.tag.Get("default"); {
 	case dflt != "":
 		if err := parseScalar(v, tagString, dflt); err != nil {
-			panic("config: internal error: default: " + err.Error())
+			panic("strict: internal error: default: " + err.Error())
 		}
 	case f.required && v.IsZero():
 		d.add(n, &path{up: at, key: f.name}, "is required")
@@ -88,28 +88,28 @@ func (d *decoder) key(n *yaml.Node, fs []field, at *path) int {
 			return i
 		}
 	}
-	text := "is not a known key"
-	if near := nearest(n.Value, fs); near != "" {
-		text += fmt.Sprintf(": did you mean %q?", near)
+	names := make([]string, len(fs))
+	for i := range fs {
+		names[i] = fs[i].name
 	}
-	d.add(n, &path{up: at, key: shorten(n.Value)}, "%s", text)
+	d.add(n, &path{up: at, key: shorten(n.Value)}, "is not a known key%s", hint(n.Value, names))
 	return -1
 }
 
 // value sets v, the field f, from n.
 func (d *decoder) value(n *yaml.Node, v reflect.Value, f *field, at *path) {
-	switch v.Kind() {
-	case reflect.Struct:
+	switch {
+	case IsSection(v.Type()):
 		d.section(n, v, at)
-	case reflect.Slice:
-		d.list(n, v, at)
+	case v.Kind() == reflect.Slice:
+		d.list(n, v, f, at)
 	default:
 		d.scalar(n, v, f, at)
 	}
 }
 
-// list replaces the slice v by the sequence n.
-func (d *decoder) list(n *yaml.Node, v reflect.Value, at *path) {
+// list replaces the slice v, the field f, by the sequence n.
+func (d *decoder) list(n *yaml.Node, v reflect.Value, f *field, at *path) {
 	if !d.plain(n, at) {
 		return
 	}
@@ -119,10 +119,10 @@ func (d *decoder) list(n *yaml.Node, v reflect.Value, at *path) {
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(n.Content), len(n.Content)))
 	for i, e := range n.Content {
-		if d.problems.full() {
+		if d.problems.Full() {
 			return
 		}
-		d.value(e, v.Index(i), &field{}, &path{up: at, index: i})
+		d.value(e, v.Index(i), &field{enum: f.enum}, &path{up: at, index: i})
 	}
 }
 
@@ -183,20 +183,23 @@ func shorten(s string) string {
 	return s
 }
 
-// nearest returns the key that name is most likely to be a misspelling of, ""
-// if none is near.
-func nearest(name string, fs []field) string {
+// hint asks for that of names which name is most likely to be a misspelling
+// of. It returns "" if none is near.
+func hint(name string, names []string) string {
 	if len(name) > maxText {
 		return ""
 	}
 	best, least := "", 3
-	folded := strings.ReplaceAll(strings.ToLower(name), "-", "_")
-	for _, f := range fs {
-		if n := distance(folded, strings.ToLower(f.name)); n < least && n < len(f.name) {
-			best, least = f.name, n
+	fold := func(s string) string { return strings.ReplaceAll(strings.ToLower(s), "-", "_") }
+	for _, s := range names {
+		if n := distance(fold(name), fold(s)); n < least && n < len(s) {
+			best, least = s, n
 		}
 	}
-	return best
+	if best == "" {
+		return ""
+	}
+	return fmt.Sprintf(": did you mean %q?", best)
 }
 
 // distance is the Levenshtein distance in bytes.

@@ -1,4 +1,16 @@
-package config
+// Package strict reads YAML files into structs, with the position of every
+// mistake. It refuses whatever makes a value differ from what is written in its
+// place, and every key that is not a field.
+//
+// The tags of a field say what it takes:
+//
+//	yaml      the key, "-" for no key
+//	required  "true": must be set, and not to an empty string
+//	enum      the values allowed, of a list its elements', separated by spaces
+//	min, max  bounds, in the notation of the files
+//	default   of a field in a list, whose struct nobody can fill before
+//	kind      "path": relative to the file that names it
+package strict
 
 import (
 	"bytes"
@@ -15,19 +27,19 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// file is one parsed file.
-type file struct {
+// File is one parsed file. Nothing in it is decoded yet.
+type File struct {
 	name     string
 	root     *yaml.Node // nil if it is not YAML
-	problems *problems
+	problems *Problems
 }
 
-// readFile reads at most limit bytes. A file that cannot be read is a problem
-// of its own.
-func readFile(name string, limit int64, ps *problems) []byte {
+// Read reads at most limit bytes. A file that cannot be read, or is longer, is
+// a problem of its own, and then the result is nil.
+func Read(name string, limit int64, ps *Problems) []byte {
 	data, err := readLimited(name, limit)
 	if err != nil {
-		ps.add(Problem{File: name, Text: err.Error()})
+		ps.Add(Problem{File: name, Text: err.Error()})
 		return nil
 	}
 	return data
@@ -57,27 +69,27 @@ func cause(err error) error {
 	return err
 }
 
-// parse reads one YAML document.
-func parse(name string, data []byte, ps *problems) *file {
-	f := &file{name: name, problems: ps}
+// Parse reads one YAML document. Without any the File decodes nothing.
+func Parse(name string, data []byte, ps *Problems) *File {
+	f := &File{name: name, problems: ps}
 	if !utf8.Valid(data) {
-		ps.add(Problem{File: name, Text: "is not UTF-8"})
+		ps.Add(Problem{File: name, Text: "is not UTF-8"})
 		return f
 	}
 	var doc, second yaml.Node
 	d := yaml.NewDecoder(bytes.NewReader(data))
 	if err := d.Decode(&doc); errors.Is(err, io.EOF) {
-		ps.add(Problem{File: name, Text: "is empty"})
+		ps.Add(Problem{File: name, Text: "is empty"})
 		return f
 	} else if err != nil {
-		ps.add(syntaxProblem(name, err))
+		ps.Add(syntaxProblem(name, err))
 		return f
 	}
 	if err := d.Decode(&second); err == nil {
-		ps.add(Problem{File: name, Line: second.Line, Text: "has a second document"})
+		ps.Add(Problem{File: name, Line: second.Line, Text: "has a second document"})
 		return f
 	} else if !errors.Is(err, io.EOF) {
-		ps.add(syntaxProblem(name, err))
+		ps.Add(syntaxProblem(name, err))
 		return f
 	}
 	f.root = doc.Content[0]
@@ -97,8 +109,9 @@ func syntaxProblem(name string, err error) Problem {
 	return p
 }
 
-// decode sets the struct that v points to, and resolves its paths.
-func (f *file) decode(v any) {
+// Decode sets the struct that v points to, and makes its paths relative to the
+// directory of the file. What the file does not set stays as it is.
+func (f *File) Decode(v any) {
 	if f.root == nil {
 		return
 	}
@@ -109,12 +122,12 @@ func (f *file) decode(v any) {
 
 // resolve makes paths relative to dir.
 func resolve(v reflect.Value, dir string) {
-	switch v.Kind() {
-	case reflect.Slice:
+	switch {
+	case v.Kind() == reflect.Slice:
 		for i := range v.Len() {
 			resolve(v.Index(i), dir)
 		}
-	case reflect.Struct:
+	case IsSection(v.Type()):
 		for _, f := range fields(v.Type()) {
 			fv := v.Field(f.index)
 			if f.tag.Get("kind") != "path" {
@@ -126,15 +139,15 @@ func resolve(v reflect.Value, dir string) {
 	}
 }
 
-// addf adds a problem with the field of that path, such as "keks[3].url", at
+// Addf adds a problem with the field of that path, such as "keks[3].url", at
 // its position, or at that of the innermost part of the path that is there.
-func (f *file) addf(at, format string, args ...any) {
+func (f *File) Addf(at, format string, args ...any) {
 	p := Problem{File: f.name, Path: at, Text: shorten(fmt.Sprintf(format, args...))}
 	if f.root != nil {
 		n := find(f.root, at)
 		p.Line, p.Column = n.Line, n.Column
 	}
-	f.problems.add(p)
+	f.problems.Add(p)
 }
 
 // find walks down from n along a path as path.String writes it.
@@ -164,3 +177,16 @@ func find(n *yaml.Node, at string) *yaml.Node {
 	}
 	return n
 }
+
+// Lines returns where the elements of the list of that key begin.
+func (f *File) Lines(key string) []int {
+	list := find(f.root, key)
+	out := make([]int, len(list.Content))
+	for i, n := range list.Content {
+		out[i] = n.Line
+	}
+	return out
+}
+
+// Full reports whether no more problems are taken.
+func (f *File) Full() bool { return f.problems.Full() }

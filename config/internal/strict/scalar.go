@@ -1,4 +1,4 @@
-package config
+package strict
 
 import (
 	"errors"
@@ -44,7 +44,8 @@ func (s Size) String() string {
 	return "0B"
 }
 
-func parseSize(text string) (Size, error) {
+// ParseSize reads what String writes, and other whole numbers of a unit.
+func ParseSize(text string) (Size, error) {
 	for _, u := range sizeUnits() {
 		digits, ok := strings.CutSuffix(text, u.name)
 		if !ok {
@@ -59,8 +60,8 @@ func parseSize(text string) (Size, error) {
 	return 0, errors.New(`not a size such as "512KiB" (whole number; B, KiB, MiB, GiB, TiB, PiB)`)
 }
 
-// parseDuration reads what time.ParseDuration does, and whole days ("30d").
-func parseDuration(text string) (time.Duration, error) {
+// ParseDuration reads what time.ParseDuration does, and whole days ("30d").
+func ParseDuration(text string) (time.Duration, error) {
 	if digits, ok := strings.CutSuffix(text, "d"); ok {
 		if n, err := strconv.ParseUint(digits, 10, 16); err == nil {
 			return time.Duration(n) * day, nil
@@ -71,8 +72,8 @@ func parseDuration(text string) (time.Duration, error) {
 	return 0, errors.New(`not a duration such as "1h30m", "250ms" or "30d"`)
 }
 
-// formatDuration writes a duration the short way: 30d, 5m, 1h30m.
-func formatDuration(d time.Duration) string {
+// FormatDuration writes a duration the short way: 30d, 5m, 1h30m.
+func FormatDuration(d time.Duration) string {
 	if d >= day && d%day == 0 {
 		return fmt.Sprintf("%dd", d/day)
 	}
