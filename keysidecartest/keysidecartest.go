@@ -35,6 +35,8 @@ type Config struct {
 	// Alg is what the KEKs are for. Zero is kek.RSAOAEP256, with keys of 2,048
 	// bits; kek.A256KW keys are made faster.
 	Alg kek.Alg
+	// Policy is the text of policy.yaml. Empty: this user may do everything.
+	Policy string
 	// Config, if set, changes the sidecar's configuration at every start, after
 	// it was loaded and checked: a limit, the poll interval.
 	Config func(*config.Config)
@@ -104,7 +106,9 @@ func (s *Sidecar) open(dir string, cfg Config) (err error) {
 	if s.vault, err = devvault.Open(devvault.Config{Dir: filepath.Join(dir, "vault"), Logger: s.log}); err != nil {
 		return err
 	}
-	s.path, err = devsetup.Write(devsetup.Config{Dir: dir, Vault: s.vault, Tenants: cfg.Tenants, Alg: cfg.Alg})
+	s.path, err = devsetup.Write(devsetup.Config{
+		Dir: dir, Vault: s.vault, Tenants: cfg.Tenants, Alg: cfg.Alg, Policy: cfg.Policy,
+	})
 	if err != nil {
 		return err
 	}

@@ -64,6 +64,17 @@ func TestStart(t *testing.T) {
 	}
 }
 
+func TestPolicy(t *testing.T) {
+	s := keysidecartest.Start(t, keysidecartest.Config{Policy: fmt.Sprintf(`apiVersion: keysidecar/v1
+callers: [{name: code-under-test, uid: %d}]
+rules: [{callers: [code-under-test], tenants: [acme], verbs: [seal]}]
+`, os.Geteuid())})
+	sealed := seal(t, s, "acme")
+	if _, err := s.Client().Unseal(t.Context(), "acme", sealed.Bytes, pairs); client.ReasonOf(err) != "PERMISSION_DENIED" {
+		t.Errorf("Unseal, which no rule grants, returned %v", err)
+	}
+}
+
 func TestConfig(t *testing.T) {
 	starts := 0
 	s := keysidecartest.Start(t, keysidecartest.Config{
