@@ -213,7 +213,7 @@ type Tenant struct {
 	AlsoOpens []string `json:"also_opens,omitempty"`
 	// Regions are where the tenant's data may be processed; empty: anywhere.
 	Regions []string `json:"regions,omitempty"`
-	// State is "active" or "suspended".
+	// State is "active", "suspended", or "unknown": the directory has it no longer.
 	State string `json:"state"`
 	// Suspension is the one in this sidecar; nil if there is none, also where
 	// tenants.yaml suspends the tenant.

@@ -64,7 +64,7 @@ type callerEntry struct {
 // ruleEntry is an element of "rules".
 type ruleEntry struct {
 	// Callers are names of callers; or "*" alone: everybody who proves an
-	// identity, listed or not.
+	// identity, listed or not, but never users 0 and 65534.
 	Callers []string `yaml:"callers" required:"true" example:"orders"`
 	// Tenants are tenant IDs; "eu-*" is all that begin with "eu-", and "*" is
 	// all. There has to be an entry of tenants.yaml about each.

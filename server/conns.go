@@ -87,7 +87,7 @@ func (c *connections) add(raw net.Conn) *conn {
 }
 
 // claim counts an open connection as the caller's. It reports false if the
-// caller has too many.
+// caller has too many; then the connection counts no more, and is to be closed.
 func (c *connections) claim(owned *conn, key string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -96,6 +96,7 @@ func (c *connections) claim(owned *conn, key string) bool {
 	}
 	if c.callers[key] >= c.perCaller {
 		c.refused++
+		c.forget(owned)
 		return false
 	}
 	c.callers[key]++
@@ -215,8 +216,9 @@ func (c claiming) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 // Clone returns c: nothing of it changes.
 func (c claiming) Clone() credentials.TransportCredentials { return c }
 
-// callerKey is what connections count for. A process may choose its primary
-// group among several, so that of a peer only the user counts.
+// callerKey is what connections count for, and calls of callers whom the policy
+// has no name for. A process may choose its primary group among several, so that
+// of a peer only the user counts.
 func callerKey(c policy.Caller) string {
 	if c.Source == policy.Peer {
 		return "uid:" + strconv.FormatUint(uint64(c.UID), 10)

@@ -158,6 +158,9 @@ func (s *Server) enter(ctx context.Context, c *Call) (limit.Pass, error) {
 		return limit.Pass{}, s.refuse(ctx, sealer.Unauthenticated, 0, err)
 	}
 	name, own := s.policy().Who(caller)
+	if name == caller.Name {
+		name = callerKey(caller) // nobody gets more by taking another group
+	}
 	c.Caller, c.CallerName = caller, name
 	if c.Verb == openToAll {
 		return s.take(ctx, s.open, name, openLimit())

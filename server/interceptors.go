@@ -165,7 +165,8 @@ func (s *Server) log(
 		slog.Duration("duration", time.Since(start)),
 	}
 	if c.CallerName != "" {
-		attrs = append(attrs, slog.String("caller", c.CallerName), slog.Int64("pid", int64(c.Caller.PID)))
+		attrs = append(attrs, slog.String("caller", c.CallerName), slog.String("identity", c.Caller.Name),
+			slog.Int64("pid", int64(c.Caller.PID)))
 	}
 	// Only a well-formed ID is short and printable.
 	if id, parseErr := tenant.Parse(c.tenant); parseErr == nil {

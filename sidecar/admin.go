@@ -105,8 +105,8 @@ func (a *admin) Reload(ctx context.Context, _ *keysidecarv1.ReloadRequest) (*key
 func (a *admin) Evict(ctx context.Context, req *keysidecarv1.EvictRequest) (*keysidecarv1.EvictResponse, error) {
 	drop, which := func(tenant.ID) bool { return true }, "every tenant"
 	switch {
-	case req.GetAll() && req.GetTenant() != "":
-		return nil, sealer.NewError(sealer.InvalidTenant, errors.New("a tenant and all are asked for: it has to be one"))
+	case req.GetAll() == (req.GetTenant() != ""):
+		return nil, sealer.NewError(sealer.InvalidRequest, errors.New("a tenant or all has to be asked for, and not both"))
 	case req.GetAll():
 		if err := a.allowAll(ctx); err != nil {
 			return nil, err
