@@ -15,8 +15,8 @@ import (
 // leaves the machine to the workload, unless GOMAXPROCS is set.
 const maxProcs = 2
 
-// checkEnvironment refuses what makes the Go runtime print or dump what no log
-// may have.
+// checkEnvironment refuses what makes the Go runtime, or a library, print or
+// dump what no log may have.
 func checkEnvironment(getenv func(string) string) error {
 	// What the libraries look for. That debug.SetTraceback cannot lower what
 	// GOTRACEBACK says is why both are refused.
@@ -26,6 +26,14 @@ func checkEnvironment(getenv func(string) string) error {
 	}
 	if getenv("GOTRACEBACK") == "crash" {
 		return permanent(errors.New("GOTRACEBACK is crash, which dumps the memory of a process that panics: remove it"))
+	}
+	if getenv("AZURE_SDK_GO_LOGGING") == "all" {
+		return permanent(errors.New("AZURE_SDK_GO_LOGGING is all, which prints what vaults answer that fail, " +
+			"and what they may echo, such as access tokens and keys: remove it"))
+	}
+	if strings.EqualFold(getenv("GRPC_GO_LOG_SEVERITY_LEVEL"), "info") {
+		return permanent(errors.New("GRPC_GO_LOG_SEVERITY_LEVEL is info, which prints what is written to the socket " +
+			"that is not gRPC, and may be plaintext: remove it, or make it warning"))
 	}
 	return nil
 }

@@ -25,6 +25,11 @@ func TestCheckEnvironment(t *testing.T) {
 		"as part":       {map[string]string{"GODEBUG": "xhttp2debug=10"}, exitPermanent}, // the libraries look no closer
 		"crash":         {map[string]string{"GOTRACEBACK": "crash"}, exitPermanent},
 		"single is own": {map[string]string{"GOTRACEBACK": "single"}, exitDone},
+		"Azure's log":   {map[string]string{"AZURE_SDK_GO_LOGGING": "all"}, exitPermanent},
+		"Azure's is no": {map[string]string{"AZURE_SDK_GO_LOGGING": "no"}, exitDone},
+		"gRPC's log":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "info"}, exitPermanent},
+		"GRPC'S LOG":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "INFO"}, exitPermanent},
+		"gRPC warns":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "warning", "GRPC_GO_LOG_VERBOSITY_LEVEL": "99"}, exitDone},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if code := codeOf(checkEnvironment(environment(c.vars))); code != c.code {

@@ -39,7 +39,7 @@ func newFault(resp *http.Response, now time.Time) fault {
 	f := fault{
 		status:     resp.StatusCode,
 		challenged: resp.Header.Get("WWW-Authenticate") != "",
-		requestID:  token(resp.Header.Get("x-ms-request-id")),
+		requestID:  token(resp.Header.Get("x-ms-request-id"), maxWord),
 		retryAfter: retryAfter(resp.Header, now),
 	}
 	if body, err := runtime.Payload(resp); err == nil {
@@ -61,14 +61,14 @@ func errorCodes(body []byte) (outer, inner string) {
 	if json.Unmarshal(body, &top) != nil {
 		return "", ""
 	}
-	outer = token(top.Error.Code)
+	outer = token(top.Error.Code, maxWord)
 	inner = outer
 	for n, depth := top.Error, 0; depth < 8 && len(n.Inner) > 0; depth++ {
 		var next node
 		if json.Unmarshal(n.Inner, &next) != nil {
 			break
 		}
-		if code := token(next.Code); code != "" {
+		if code := token(next.Code, maxWord); code != "" {
 			inner = code
 		}
 		n = next
@@ -76,9 +76,17 @@ func errorCodes(body []byte) (outer, inner string) {
 	return outer, inner
 }
 
-// token returns s if it is fit for a log line and a metric's label, else "".
-func token(s string) string {
-	if len(s) > 64 {
+const (
+	// maxWord bounds a word of an answer that is quoted, such as an error code
+	// or a request ID of 36: a DEK, which an answer may echo, has 43 in base64.
+	maxWord = 40
+	// maxHost bounds a host name that is quoted.
+	maxHost = 64
+)
+
+// token returns s if it is fit for a log line and no longer than that, else "".
+func token(s string, longest int) string {
+	if len(s) > longest {
 		return ""
 	}
 	for _, c := range []byte(s) {

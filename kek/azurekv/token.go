@@ -121,7 +121,7 @@ func newTokenAnswer(resp *http.Response) tokenAnswer {
 	if err != nil || json.Unmarshal(body, &answer) != nil {
 		return a
 	}
-	a.word = token(answer.Error)
+	a.word = token(answer.Error, maxWord)
 	var codes []string
 	for _, code := range answer.Codes[:min(len(answer.Codes), maxEntraCodes)] {
 		codes = append(codes, fmt.Sprintf("AADSTS%d", code))
@@ -190,7 +190,7 @@ func (tokenRecorder) Do(req *policy.Request) (*http.Response, error) {
 		if err == nil {
 			a = newTokenAnswer(resp)
 		}
-		a.host = token(req.Raw().URL.Hostname())
+		a.host = token(req.Raw().URL.Hostname(), maxHost)
 		tt.note(a)
 	}
 	return resp, err
