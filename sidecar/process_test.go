@@ -68,6 +68,10 @@ func runProcess(kind string) error {
 		return runVault(ctx, dir)
 	case sidecarProcess:
 		return runSidecar(ctx, dir)
+	case servedProcess:
+		return runServed(ctx, dir)
+	case peekProcess:
+		return runPeek()
 	}
 	return fmt.Errorf("no process of kind %q", kind)
 }
