@@ -139,3 +139,31 @@ func TestCostDoesNotGrowWithTheRules(t *testing.T) {
 		}
 	}
 }
+
+// TestCostDoesNotGrowWithTheEnds: the same may be granted often, if it ends.
+func TestCostDoesNotGrowWithTheEnds(t *testing.T) {
+	cost := func(rules int) time.Duration {
+		cfg := sample()
+		for i := range rules {
+			cfg.Rules = append(cfg.Rules, policy.Rule{
+				Callers: []string{"cron"}, Tenants: []string{"us-1"}, Verbs: []string{"admin.suspend"},
+				NotAfter: noon.Add(-time.Duration(i)), Ticket: "INC-1",
+			})
+		}
+		p, c, id := mustNew(t, cfg), mustCaller(t, cron), mustParse(t, "us-1")
+		best := time.Duration(1 << 62)
+		for range 100 {
+			start := time.Now()
+			for range 64 {
+				if p.Allow(c, policy.AdminSuspend, id, noon) || p.Any(c, policy.AdminSuspend, noon) {
+					t.Fatal("a grant that has ended holds")
+				}
+			}
+			best = min(best, time.Since(start))
+		}
+		return best
+	}
+	if few, many := cost(1), cost(10_000); many > 8*few {
+		t.Errorf("%v with 10,000 grants that have ended, %v with one", many, few)
+	}
+}

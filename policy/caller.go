@@ -30,7 +30,7 @@ const (
 	dnsScheme    = "dns:"
 )
 
-// The user IDs that are not like others.
+// The user IDs that are not like others; overflow and noID also as group IDs.
 const (
 	root     = 0         // may become any user
 	overflow = 65534     // "nobody": also how the kernel shows a user that it cannot map

@@ -70,7 +70,7 @@ func (c *checker) checkCallers() {
 		}
 		r, path := &c.cfg.Callers[i], fmt.Sprintf("callers[%d]", i)
 		c.checkName(i, path+".name")
-		c.checkLimits(r.Limits, path+".limits")
+		c.checkLimits(r.Limits, path)
 		identity, field := c.checkIdentity(r, path)
 		if identity == "" {
 			continue
@@ -149,6 +149,9 @@ func (c *checker) checkPeer(r *CallerRule, path string) (identity, field string)
 		if *r.GID == noID {
 			c.addf(path+".gid", "%d is no group", *r.GID)
 		}
+		if *r.GID == overflow && r.UID == nil {
+			c.addf(path+".gid", "%d needs a uid: it is also every group that the kernel cannot map", *r.GID)
+		}
 	}
 	return strings.Join(parts, "/"), field
 }
@@ -179,7 +182,7 @@ func (c *checker) checkRules() {
 		callers := c.checkRuleCallers(r, path)
 		starred := slices.Contains(callers, everybody)
 		all := c.checkTenants(r, path)
-		verbs := c.checkVerbs(r, path, starred)
+		verbs := c.checkVerbs(r, path, starred, all)
 		c.checkEnd(r, path)
 		c.checkAcknowledge(r, path, starred && all && verbs&(Seal.bit()|Unseal.bit()) != 0)
 		if len(c.mistakes) > before {
@@ -252,7 +255,9 @@ func checkPattern(pattern string) error {
 	return nil
 }
 
-func (c *checker) checkVerbs(r *Rule, path string, starred bool) verbSet {
+// checkVerbs returns the rule's verbs. The rule is for every caller if starred
+// is true, and for every tenant if all is.
+func (c *checker) checkVerbs(r *Rule, path string, starred, all bool) verbSet {
 	if len(r.Verbs) == 0 {
 		c.addf(path+".verbs", "is empty: a rule without verbs grants nothing")
 	}
@@ -267,6 +272,8 @@ func (c *checker) checkVerbs(r *Rule, path string, starred bool) verbSet {
 			c.addf(at, "%s is given twice", v)
 		case starred && v.Admin():
 			c.addf(at, `%s cannot be granted to "*": name the callers`, v)
+		case !all && v.whole():
+			c.addf(at, `%s needs tenants "*": it is about the sidecar as a whole`, v)
 		}
 		verbs |= v.bit()
 	}
@@ -298,8 +305,9 @@ func (c *checker) checkAcknowledge(r *Rule, path string, everything bool) {
 	}
 }
 
-// checkDuplicates sorts what is granted and finds what is granted twice: one
-// mistake a rule.
+// checkDuplicates sorts what is granted and finds what is granted twice without
+// an end: one mistake a rule. A rule that ends may repeat others: somebody adds
+// it in a hurry, above one that has ended or will.
 func (c *checker) checkDuplicates() {
 	told := make(map[int]bool)
 	c.checkTwice("every caller", c.granted[everybody], told)
@@ -316,6 +324,9 @@ func (c *checker) checkTwice(who string, grants []grant, told map[int]bool) {
 		if !g.sameTenants(&grants[first]) {
 			first, verbs = i, 0
 		}
+		if c.ends(g) {
+			continue
+		}
 		if twice := verbs & g.verbs; twice != 0 && !told[g.rule] && !c.full() {
 			told[g.rule] = true
 			c.addTwice(who, grants[first:i], g, twice.first())
@@ -324,10 +335,12 @@ func (c *checker) checkTwice(who string, grants []grant, told map[int]bool) {
 	}
 }
 
+func (c *checker) ends(g *grant) bool { return !c.cfg.Rules[g.rule].NotAfter.IsZero() }
+
 // addTwice says that one of the earlier grants, of lower or the same rules,
 // has v already.
 func (c *checker) addTwice(who string, earlier []grant, g *grant, v Verb) {
-	other := slices.IndexFunc(earlier, func(o grant) bool { return o.verbs&v.bit() != 0 })
+	other := slices.IndexFunc(earlier, func(o grant) bool { return o.verbs&v.bit() != 0 && !c.ends(&o) })
 	path, by := fmt.Sprintf("rules[%d]", g.rule), earlier[other].rule
 	if by == g.rule {
 		c.addf(path, "grants %s for %q to %s twice", v, g.pattern(), who)
@@ -340,7 +353,7 @@ func (c *checker) addTwice(who string, earlier []grant, g *grant, v Verb) {
 func (c *checker) policy() *Policy {
 	cfg := clone(c.cfg)
 	p := &Policy{
-		cfg: cfg, grants: newForest(c.granted, cfg.Rules),
+		cfg: cfg, grants: newForest(c.granted, cfg.Rules), anywhere: newAnywhere(c.granted, cfg.Rules),
 		pairs: map[uint64]uint32{}, users: map[uint32]uint32{}, groups: map[uint32]uint32{}, names: map[string]uint32{},
 	}
 	for i := range cfg.Callers {

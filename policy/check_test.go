@@ -39,6 +39,7 @@ func TestNewRefuses(t *testing.T) {
 		{"DNS name with its prefix", func(c *policy.Config) { c.Callers[4].DNS = "dns:internal" }, "callers[4].dns", "labels"},
 		{"long DNS name", func(c *policy.Config) { c.Callers[4].DNS = dnsOf("b") }, "callers[4].dns", "253"},
 		{"address", func(c *policy.Config) { c.Callers[4].DNS = "127.0.0.1" }, "callers[4].dns", "IP address"},
+		{"any unmapped group", func(c *policy.Config) { c.Callers[2].GID = new(uint32(65534)) }, "callers[2].gid", "65534 needs a uid"},
 		{"same user", func(c *policy.Config) { c.Callers[5].UID = new(uint32(10001)) }, "callers[5].uid", "uid:10001 is callers[1] (billing-any)"},
 		{"same user and group", func(c *policy.Config) { c.Callers[1].GID = new(uint32(20000)) }, "callers[1].gid", "uid:10001/gid:20000 is callers[0] (billing)"},
 		{"same group", func(c *policy.Config) { c.Callers[5].UID, c.Callers[5].GID = nil, new(uint32(20000)) }, "callers[5].gid", "callers[2] (batch)"},
@@ -46,11 +47,11 @@ func TestNewRefuses(t *testing.T) {
 			c.Callers[5].UID, c.Callers[5].SPIFFE = nil, c.Callers[3].SPIFFE
 		}, "callers[5].spiffe", "callers[3] (mesh)"},
 		{"same DNS name", func(c *policy.Config) { c.Callers[5].UID, c.Callers[5].DNS = nil, c.Callers[4].DNS }, "callers[5].dns", "callers[4] (cron)"},
-		{"negative rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = -0.1 }, "callers[0].limits.rate", "-0.1"},
-		{"infinite rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = math.Inf(1) }, "callers[0].limits.rate", "Inf"},
-		{"no rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = math.NaN() }, "callers[0].limits.rate", "NaN"},
-		{"negative burst", func(c *policy.Config) { c.Callers[0].Limits.Burst = -1 }, "callers[0].limits.burst", "negative"},
-		{"negative calls", func(c *policy.Config) { c.Callers[0].Limits.Calls = -1 }, "callers[0].limits.calls", "negative"},
+		{"negative rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = -0.1 }, "callers[0].rate", "-0.1"},
+		{"infinite rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = math.Inf(1) }, "callers[0].rate", "Inf"},
+		{"no rate", func(c *policy.Config) { c.Callers[0].Limits.Rate = math.NaN() }, "callers[0].rate", "NaN"},
+		{"negative burst", func(c *policy.Config) { c.Callers[0].Limits.Burst = -1 }, "callers[0].burst", "negative"},
+		{"negative calls", func(c *policy.Config) { c.Callers[0].Limits.Calls = -1 }, "callers[0].calls", "negative"},
 
 		{"no callers", func(c *policy.Config) { c.Rules[0].Callers = nil }, "rules[0].callers", "empty"},
 		{"empty caller", func(c *policy.Config) { c.Rules[0].Callers[1] = "" }, "rules[0].callers[1]", `"" is not the name`},
@@ -75,6 +76,10 @@ func TestNewRefuses(t *testing.T) {
 		{"star as a verb", func(c *policy.Config) { c.Rules[0].Verbs[0] = "*" }, "rules[0].verbs[0]", "not known"},
 		{"same verb", func(c *policy.Config) { c.Rules[0].Verbs[1] = "seal" }, "rules[0].verbs[1]", "seal is given twice"},
 		{"admin verb for everybody", func(c *policy.Config) { c.Rules[2].Verbs = []string{"seal", "admin.evict"} }, "rules[2].verbs[1]", "name the callers"},
+		{"status of a tenant", func(c *policy.Config) { c.Rules[3].Tenants[0] = "acme" }, "rules[3].verbs[0]", `admin.status needs tenants "*": it is about the sidecar as a whole`},
+		{"reload of a tenant", func(c *policy.Config) { c.Rules[5].Verbs[1] = "admin.reload" }, "rules[5].verbs[1]", `admin.reload needs tenants "*"`},
+		{"policy of a tenant", func(c *policy.Config) { c.Rules[5].Verbs[1] = "admin.policy" }, "rules[5].verbs[1]", `admin.policy needs tenants "*"`},
+		{"list of a tenant", func(c *policy.Config) { c.Rules[5].Verbs[1] = "admin.tenants" }, "rules[5].verbs[1]", `admin.tenants needs tenants "*"`},
 		{"no ticket", func(c *policy.Config) { c.Rules[4].Ticket = "" }, "rules[4].ticket", "required"},
 		{"no end", func(c *policy.Config) { c.Rules[4].NotAfter = time.Time{} }, "rules[4].not_after", "required"},
 		{"long ticket", func(c *policy.Config) { c.Rules[4].Ticket = strings.Repeat("a", 65) }, "rules[4].ticket", "64"},
@@ -92,11 +97,12 @@ func TestNewRefuses(t *testing.T) {
 		{"nothing to acknowledge: some tenants", func(c *policy.Config) { c.Rules[2].Acknowledge = "grants-everything" }, "rules[2].acknowledge", "no place"},
 		{"nothing to acknowledge: other text", func(c *policy.Config) { c.Rules[0].Acknowledge = "no" }, "rules[0].acknowledge", "no place"},
 		{"same grant", func(c *policy.Config) {
-			c.Rules = append(c.Rules, policy.Rule{Callers: []string{"cron", "mesh"}, Tenants: []string{"us-*", "eu-*"}, Verbs: []string{"admin.status", "unseal"}})
+			c.Rules = append(c.Rules, policy.Rule{Callers: []string{"cron", "mesh"}, Tenants: []string{"us-*", "eu-*"}, Verbs: []string{"admin.evict", "unseal"}})
 		}, "rules[6]", `grants unseal for "eu-*" to mesh, as rules[0] does already`},
-		{"same grant that ends", func(c *policy.Config) {
-			c.Rules = append(c.Rules, policy.Rule{Callers: []string{"cron"}, Tenants: []string{"acme"}, Verbs: []string{"unseal"}})
-		}, "rules[6]", `grants unseal for "acme" to cron, as rules[4] does already`},
+		{"same grant, below one that ends", func(c *policy.Config) {
+			r := policy.Rule{Callers: []string{"cron"}, Tenants: []string{"acme"}, Verbs: []string{"unseal"}}
+			c.Rules = append(c.Rules, r, r)
+		}, "rules[7]", `grants unseal for "acme" to cron, as rules[6] does already`},
 		{"same grant to everybody", func(c *policy.Config) {
 			c.Rules = append(c.Rules, policy.Rule{Callers: []string{"*"}, Tenants: []string{"pub-*"}, Verbs: []string{"unseal", "seal"}})
 		}, "rules[6]", `grants seal for "pub-*" to every caller, as rules[2] does already`},
@@ -107,7 +113,7 @@ func TestNewRefuses(t *testing.T) {
 		}, "rules[7]", `grants seal for "acme" to mesh, as rules[0] does already`},
 		{"same grant, with one of another verb between", func(c *policy.Config) {
 			c.Rules = append(c.Rules,
-				policy.Rule{Callers: []string{"mesh"}, Tenants: []string{"acme"}, Verbs: []string{"admin.status"}},
+				policy.Rule{Callers: []string{"mesh"}, Tenants: []string{"acme"}, Verbs: []string{"admin.evict"}},
 				policy.Rule{Callers: []string{"mesh"}, Tenants: []string{"acme"}, Verbs: []string{"unseal"}})
 		}, "rules[7]", `grants unseal for "acme" to mesh, as rules[0] does already`},
 		{"same tenant in a rule", func(c *policy.Config) { c.Rules[0].Tenants[1] = "acme" }, "rules[0]", `grants seal for "acme" to billing twice`},
@@ -133,18 +139,24 @@ func TestNewRefuses(t *testing.T) {
 
 func TestNewAccepts(t *testing.T) {
 	for name, change := range map[string]func(*policy.Config){
-		"nothing":              func(c *policy.Config) { *c = policy.Config{} },
-		"callers only":         func(c *policy.Config) { c.Rules = nil },
-		"everybody only":       func(c *policy.Config) { c.Callers, c.Rules = nil, c.Rules[2:3] },
-		"longest name":         func(c *policy.Config) { c.Callers[1].Name = strings.Repeat("-", 63) },
-		"longest ticket":       func(c *policy.Config) { c.Rules[4].Ticket = strings.Repeat("~!", 32) },
-		"expired grant":        func(c *policy.Config) { c.Rules[4].NotAfter = noon.AddDate(-9, 0, 0) },
-		"longest tenant":       func(c *policy.Config) { c.Rules[0].Tenants[1] = strings.Repeat("a", 128) },
-		"longest prefix":       func(c *policy.Config) { c.Rules[0].Tenants[1] = strings.Repeat("a", 128) + "*" },
-		"prefix and its text":  func(c *policy.Config) { c.Rules[0].Tenants[1] = "acme*" },
-		"prefix of one":        func(c *policy.Config) { c.Rules[0].Tenants = []string{"a*", "*", "a", "ab*"} },
-		"same for others":      func(c *policy.Config) { c.Rules[1].Callers = append(c.Rules[1].Callers, "billing-any") },
-		"other verbs for same": func(c *policy.Config) { c.Rules[5].Tenants[0] = "eu-west-*" },
+		"nothing":                    func(c *policy.Config) { *c = policy.Config{} },
+		"callers only":               func(c *policy.Config) { c.Rules = nil },
+		"everybody only":             func(c *policy.Config) { c.Callers, c.Rules = nil, c.Rules[2:3] },
+		"longest name":               func(c *policy.Config) { c.Callers[1].Name = strings.Repeat("-", 63) },
+		"longest ticket":             func(c *policy.Config) { c.Rules[4].Ticket = strings.Repeat("~!", 32) },
+		"expired grant":              func(c *policy.Config) { c.Rules[4].NotAfter = noon.AddDate(-9, 0, 0) },
+		"longest tenant":             func(c *policy.Config) { c.Rules[0].Tenants[1] = strings.Repeat("a", 128) },
+		"longest prefix":             func(c *policy.Config) { c.Rules[0].Tenants[1] = strings.Repeat("a", 128) + "*" },
+		"prefix and its text":        func(c *policy.Config) { c.Rules[0].Tenants[1] = "acme*" },
+		"prefix of one":              func(c *policy.Config) { c.Rules[0].Tenants = []string{"a*", "*", "a", "ab*"} },
+		"same for others":            func(c *policy.Config) { c.Rules[1].Callers = append(c.Rules[1].Callers, "billing-any") },
+		"other verbs for same":       func(c *policy.Config) { c.Rules[5].Tenants[0] = "eu-west-*" },
+		"admin verbs of a tenant":    func(c *policy.Config) { c.Rules[5].Verbs = []string{"admin.evict", "admin.suspend"} },
+		"all tenants and one":        func(c *policy.Config) { c.Rules[3].Tenants = []string{"acme", "*"} },
+		"unmapped group of a user":   func(c *policy.Config) { c.Callers[1].GID = new(uint32(65534)) },
+		"grant that ends, again":     func(c *policy.Config) { c.Rules = append(c.Rules, c.Rules[4], c.Rules[4]) },
+		"grant that ends, for ever":  func(c *policy.Config) { c.Rules[1].Callers, c.Rules[4].Tenants[0] = []string{"batch", "cron"}, "*" },
+		"grant for ever, for a time": func(c *policy.Config) { c.Rules[4].Callers, c.Rules[4].Verbs[0] = []string{"mesh"}, "seal" },
 		"acknowledged": func(c *policy.Config) {
 			c.Rules[2].Tenants[0], c.Rules[2].Acknowledge = "*", policy.Acknowledgement
 		},

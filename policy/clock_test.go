@@ -1,27 +1,82 @@
 package policy_test
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"pgregory.net/rapid"
+
 	"github.com/keysidecar/keysidecar/policy"
 )
 
-// A wall clock that is set back does not take a Clock back, and one that is set
-// forward takes it along.
+var clockStart = time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
+
+// A wall clock that is set forward takes a Clock along, and one that is set back
+// does not take it back, whether or not it was set forward before.
 func TestClock(t *testing.T) {
-	start := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
-	for name, c := range map[string]struct{ wall, steady, want time.Duration }{
-		"in step":            {time.Hour, time.Hour, time.Hour},
-		"set back":           {-time.Hour, time.Minute, time.Minute},
-		"set back by little": {59 * time.Second, time.Minute, time.Minute},
-		"set forward":        {24 * time.Hour, time.Minute, 24 * time.Hour},
+	type reading struct{ wall, steady, want time.Duration }
+	for name, readings := range map[string][]reading{
+		"in step":            {{time.Hour, time.Hour, time.Hour}},
+		"set back":           {{-time.Hour, time.Minute, time.Minute}},
+		"set back by little": {{59 * time.Second, time.Minute, time.Minute}},
+		"set forward":        {{24 * time.Hour, time.Minute, 24 * time.Hour}},
+		"set forward, then back": {
+			{24 * time.Hour, time.Minute, 24 * time.Hour},
+			{2 * time.Minute, 2 * time.Minute, 24*time.Hour + time.Minute},
+			{-time.Hour, 2 * time.Minute, 24*time.Hour + time.Minute},
+			{48 * time.Hour, 3 * time.Minute, 48 * time.Hour},
+			{4 * time.Minute, 4 * time.Minute, 48*time.Hour + time.Minute},
+		},
+		"forward and back by a nanosecond": {{1, 0, 1}, {0, 0, 1}, {1, 1, 2}},
 	} {
-		if got := policy.Later(start.Add(c.wall), start.Add(c.steady)); !got.Equal(start.Add(c.want)) {
-			t.Errorf("%s: the clock says %s, want %s", name, got, start.Add(c.want))
+		clock := policy.NewClock()
+		for i, r := range readings {
+			if got := clock.Latest(clockStart.Add(r.wall), clockStart.Add(r.steady)); !got.Equal(clockStart.Add(r.want)) {
+				t.Errorf("%s: reading %d is %s, want %s", name, i, got, clockStart.Add(r.want))
+			}
 		}
 	}
+}
+
+// However the wall clock is set, a Clock never goes back and is never behind it.
+func TestClockNeverGoesBack(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		clock, steady, last := policy.NewClock(), clockStart, clockStart
+		step := rapid.Int64Range(0, int64(time.Hour))
+		for range rapid.IntRange(1, 20).Draw(t, "readings") {
+			steady = steady.Add(time.Duration(step.Draw(t, "passes")))
+			wall := steady.Add(time.Duration(rapid.Int64Range(-int64(time.Hour), int64(time.Hour)).Draw(t, "set")))
+			got := clock.Latest(wall, steady)
+			if got.Before(last) || got.Before(wall) || got.Before(steady) {
+				t.Fatalf("wall clock %s, steady %s: got %s after %s", wall, steady, got, last)
+			}
+			last = got
+		}
+	})
+}
+
+// What one goroutine has seen end, no other sees again.
+func TestClockOfMany(t *testing.T) {
+	const readings = 100_000
+	clock := policy.NewClock()
+	var group sync.WaitGroup
+	for i := range 4 {
+		group.Go(func() {
+			last := clockStart
+			for k := range readings {
+				ahead := time.Duration(k + i*readings/8) // ever more, and some by much
+				if got := clock.Latest(clockStart.Add(ahead), clockStart); got.Before(last) {
+					t.Errorf("got %s after %s", got, last)
+					return
+				} else {
+					last = got
+				}
+			}
+		})
+	}
+	group.Wait()
 }
 
 func TestClockGoesOn(t *testing.T) {
@@ -35,4 +90,11 @@ func TestClockGoesOn(t *testing.T) {
 			t.Errorf("half an hour after %s it said %s", start, got)
 		}
 	})
+}
+
+func TestClockDoesNotAllocate(t *testing.T) {
+	clock := policy.NewClock()
+	if n := testing.AllocsPerRun(100, func() { clock.At(time.Now()) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
 }

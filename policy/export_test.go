@@ -2,5 +2,5 @@ package policy
 
 import "time"
 
-// Later is what Clock.At does with the readings of its two clocks.
-func Later(wall, steady time.Time) time.Time { return later(wall, steady) }
+// Latest is what Clock.At does with the readings of its two clocks.
+func (c *Clock) Latest(wall, steady time.Time) time.Time { return c.latest(wall, steady) }

@@ -50,7 +50,7 @@ func decode(b []byte) policy.Config {
 		case 0:
 			r.UID = new(pick(&c, uint32(0), 1, 65534))
 		case 1:
-			r.GID = new(pick(&c, uint32(0), 1, 65534))
+			r.GID = new(pick(&c, uint32(0), 1, 65533))
 		case 2:
 			r.UID, r.GID = new(pick(&c, uint32(0), 1, 65534)), new(pick(&c, uint32(0), 1, 65534))
 		case 3:
@@ -121,6 +121,10 @@ func FuzzNew(f *testing.F) {
 					if got, d := p.Allow(c, v, id, noon), p.Explain(c, v, id, noon); got != d.Allowed || d.Why == "" {
 						t.Fatalf("%+v %s %s: Allow = %v, Explain = %+v", c, v, id, got, d)
 					}
+				}
+				some := slices.ContainsFunc(ids, func(id tenant.ID) bool { return p.Allow(c, v, id, noon) })
+				if some && !p.Any(c, v, noon) {
+					t.Fatalf("%+v %s: Any is false, but it is allowed for some tenant", c, v)
 				}
 				if got, d := p.AllowAll(c, v, noon), p.ExplainAll(c, v, noon); got != d.Allowed || d.Why == "" {
 					t.Fatalf("%+v %s: AllowAll = %v, ExplainAll = %+v", c, v, got, d)

@@ -44,8 +44,9 @@ type CallerRule struct {
 	// UID is the user ID of a process that connects to a Unix socket. Nil:
 	// any, if there is a GID.
 	UID *uint32
-	// GID is its primary group ID. 65534 is also every group that the kernel
-	// cannot map. Nil: any, if there is a UID.
+	// GID is its primary group ID. 0 is that of any container that sets only
+	// its user. 65534 is also every group that the kernel cannot map: it needs
+	// a UID. Nil: any, if there is a UID.
 	GID *uint32
 	// SPIFFE is the SPIFFE ID of its certificate, as SPIFFECaller takes it.
 	SPIFFE string
@@ -56,8 +57,9 @@ type CallerRule struct {
 }
 
 // Rule grants every one of Verbs for every one of Tenants to every one of
-// Callers. What one rule grants, no other may grant again, and no list may be
-// empty or repeat itself.
+// Callers. No list may be empty. Without NotAfter, to grant the same verb for
+// the same text in Tenants to the same caller twice, by one rule or by two, is
+// a mistake. Texts that overlap, such as "eu-*" and "eu-1", are not the same.
 type Rule struct {
 	// Callers are names of Config.Callers; or "*" alone, which is whomever a
 	// listener proved, listed or not. Users 0 and 65534 are not in "*", even
@@ -67,7 +69,8 @@ type Rule struct {
 	// "eu-*"; or "*", which is every tenant.
 	Tenants []string
 	// Verbs are what is granted, as Verb.String writes it. The admin verbs
-	// cannot be granted to the callers "*".
+	// cannot be granted to the callers "*", and AdminStatus, AdminReload,
+	// AdminPolicy and AdminTenants only for the tenants "*".
 	Verbs []string
 	// NotAfter ends the grant: it holds until then, exclusive, by the clock
 	// that Allow is given. After that the rule is inert, not a mistake. Zero:
@@ -96,6 +99,8 @@ type Policy struct {
 	// The tree of everybody's number is what rules for "*" grant, that of a
 	// caller's number what rules grant that name it.
 	grants forest
+	// What each number is granted for any tenant.
+	anywhere []anywhere
 }
 
 // everybody is the number of the callers "*", and of callers not listed.
@@ -134,6 +139,16 @@ func (p *Policy) Allow(c Caller, v Verb, t tenant.ID, now time.Time) bool {
 func (p *Policy) AllowAll(c Caller, v Verb, now time.Time) bool {
 	n, starred := p.find(&c)
 	return n != everybody && p.grants.allowAll(n, v.bit(), now) || starred && p.grants.allowAll(everybody, v.bit(), now)
+}
+
+// Any reports whether c may do v for any tenant at all at that time, whether or
+// not there is such a tenant. False means that Allow and AllowAll are false
+// too, so a call can be refused before it is known which tenant it is about;
+// true says nothing about any one tenant. It does not allocate, and its cost
+// does not depend on the rules.
+func (p *Policy) Any(c Caller, v Verb, now time.Time) bool {
+	n, starred := p.find(&c)
+	return n != everybody && p.anywhere[n].allow(v.bit(), now) || starred && p.anywhere[everybody].allow(v.bit(), now)
 }
 
 // Who returns the name that the Config gives c, and its limits; c.Name and

@@ -318,6 +318,83 @@ func TestEveryBranch(t *testing.T) {
 	}
 }
 
+// Any of sample, and what the property test does not draw.
+func TestAny(t *testing.T) {
+	p := mustNew(t, sample())
+	for _, tt := range []struct {
+		caller string
+		verb   policy.Verb
+		now    time.Time
+		want   bool
+	}{
+		{billing, policy.Seal, noon, true},
+		{billing, policy.AdminEvict, noon, false},
+		{"uid:7/gid:20000", policy.Unseal, noon, true},
+		{"uid:0/gid:20000", policy.Unseal, noon, false},
+		{"uid:0/gid:0", policy.Seal, noon, false}, // not in "*"
+		{"uid:0/gid:0", policy.AdminReload, noon, true},
+		{"uid:65534/gid:20000", policy.Seal, noon, false},
+		{"uid:7/gid:7", policy.Seal, noon, true}, // in "*"
+		{"uid:7/gid:7", policy.Unseal, noon, false},
+		{cron, policy.Unseal, noon.Add(time.Hour - 1), true},
+		{cron, policy.Unseal, noon.Add(time.Hour), false},
+		{cron, policy.Unseal, time.Time{}, false},
+		{cron, policy.AdminEvict, noon.AddDate(9, 0, 0), true},
+		{"dns:other.internal", policy.Seal, noon, true},
+	} {
+		if got := p.Any(mustCaller(t, tt.caller), tt.verb, tt.now); got != tt.want {
+			t.Errorf("Any(%s, %s, %s) = %v", tt.caller, tt.verb, tt.now, got)
+		}
+	}
+	if p.Any(policy.Caller{}, policy.Seal, noon) || new(policy.Policy).Any(mustCaller(t, billing), policy.Seal, noon) {
+		t.Error("nobody, or the zero Policy, may do something")
+	}
+}
+
+// TestLatestEndCounts: whoever is granted the same again, until sooner or
+// later, has it until the latest.
+func TestLatestEndCounts(t *testing.T) {
+	for _, hours := range [][]int{{1, 3, 2}, {3, 1, 2}, {2, 1, 3}} {
+		cfg := sample()
+		for i, h := range hours {
+			r := policy.Rule{Callers: []string{"cron"}, Tenants: []string{"us-*", "us-1"}, Verbs: []string{"seal", "unseal"}, Ticket: "t"}
+			r.NotAfter, r.Verbs = noon.Add(time.Duration(h)*time.Hour), r.Verbs[:1+i%2]
+			cfg.Rules = append(cfg.Rules, r)
+		}
+		p, c := mustNew(t, cfg), mustCaller(t, cron)
+		for _, id := range []string{"us-1", "us-2"} {
+			for v, end := range map[policy.Verb]int{policy.Seal: 3, policy.Unseal: hours[1]} {
+				for _, d := range []time.Duration{-1, 0} {
+					now := noon.Add(time.Duration(end)*time.Hour + d)
+					if got := p.Allow(c, v, mustParse(t, id), now); got != (d < 0) {
+						t.Errorf("ends %v: Allow(%s, %s, %s) = %v", hours, v, id, now, got)
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestEndsOfIDAndPrefix: the ends of "us" and of "us*" are not the same.
+func TestEndsOfIDAndPrefix(t *testing.T) {
+	for _, hours := range []struct{ id, prefix time.Duration }{{1, 2}, {2, 1}} {
+		cfg := sample()
+		for pattern, h := range map[string]time.Duration{"us": hours.id, "us*": hours.prefix} {
+			cfg.Rules = append(cfg.Rules, policy.Rule{
+				Callers: []string{"cron"}, Tenants: []string{pattern}, Verbs: []string{"seal"}, NotAfter: noon.Add(h * time.Hour), Ticket: "t",
+			})
+		}
+		p, c := mustNew(t, cfg), mustCaller(t, cron)
+		for id, h := range map[string]time.Duration{"us": 2, "us-1": hours.prefix} {
+			for _, d := range []time.Duration{-1, 0} {
+				if got := p.Allow(c, policy.Seal, mustParse(t, id), noon.Add(h*time.Hour+d)); got != (d < 0) {
+					t.Errorf("%+v: Allow for %s, %d h%+d = %v", hours, id, h, d, got)
+				}
+			}
+		}
+	}
+}
+
 func TestWho(t *testing.T) {
 	p := mustNew(t, sample())
 	limits := tenant.Limits{Rate: 2.5, Burst: 10, Calls: 3}
@@ -383,6 +460,7 @@ func TestAllowDoesNotAllocate(t *testing.T) {
 			p.Allow(c, policy.Unseal, id, noon)
 			p.Allow(c, policy.Seal, other, noon)
 			p.AllowAll(c, policy.AdminStatus, noon)
+			p.Any(c, policy.Unseal, noon)
 			p.Who(c)
 		}); n != 0 {
 			t.Errorf("%s: %v allocations", text, n)

@@ -96,6 +96,22 @@ type end struct {
 // forgot the clock: better no grant than one for ever.
 func stillHolds(notAfter, now time.Time) bool { return !now.IsZero() && now.Before(notAfter) }
 
+// addEnd adds e to ends, of which it keeps for each verb, and for below or not,
+// only the latest: however many grants there are, the ends are few.
+func addEnd(ends []end, e end) []end {
+	for i := range ends {
+		o := &ends[i]
+		switch {
+		case o.below != e.below:
+		case o.notAfter.Before(e.notAfter):
+			o.verbs &^= e.verbs
+		default:
+			e.verbs &^= o.verbs
+		}
+	}
+	return slices.DeleteFunc(append(ends, e), func(o end) bool { return o.verbs == 0 })
+}
+
 // allow reports whether something on the path to id, in the tree of that root,
 // grants v.
 func (f *forest) allow(root uint32, id string, v verbSet, now time.Time) bool {
@@ -141,8 +157,8 @@ func (f *forest) allowAll(root uint32, v verbSet, now time.Time) bool {
 	return n.depth == 0 && (n.below&v != 0 || n.ending && f.allowUntil(root, false, v, now))
 }
 
-// newForest returns a tree for each of granted: sorted grants without
-// duplicates, each with the end that its rule has.
+// newForest returns a tree for each of granted: sorted grants, each with the
+// end that its rule has.
 func newForest(granted [][]grant, rules []Rule) forest {
 	b := builder{rules: rules, nodes: make([]node, len(granted)), ends: map[uint32][]end{}}
 	for root, grants := range granted {
@@ -189,7 +205,7 @@ func (b *builder) fill(i uint32, grants []grant, depth int) {
 func (b *builder) add(i uint32, n *node, g *grant) {
 	switch notAfter := b.rules[g.rule].NotAfter; {
 	case !notAfter.IsZero():
-		b.ends[i] = append(b.ends[i], end{notAfter: notAfter, verbs: g.verbs, below: g.below})
+		b.ends[i] = addEnd(b.ends[i], end{notAfter: notAfter, verbs: g.verbs, below: g.below})
 		n.ending = true
 	case g.below:
 		n.below |= g.verbs

@@ -63,6 +63,12 @@ func (v Verb) String() string {
 // Admin reports whether the verb is about the sidecar, not about data.
 func (v Verb) Admin() bool { return v >= AdminStatus && int(v) < len(verbNames) }
 
+// whole reports whether the verb is only ever about the sidecar as a whole.
+// The other admin verbs can also be about a tenant.
+func (v Verb) whole() bool {
+	return v == AdminStatus || v == AdminReload || v == AdminPolicy || v == AdminTenants
+}
+
 // verbSet is a set of verbs, each by its bit.
 type verbSet uint16
 

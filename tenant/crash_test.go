@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -20,10 +21,12 @@ import (
 
 // childDir, in the environment, makes the test binary a child that changes
 // suspensions in that directory until it is killed. childSync is the fsync in
-// which it kills itself; without it, it waits to be killed.
+// which it kills itself, childOpenSync the same while it opens the directory;
+// without them, it waits to be killed.
 const (
-	childDir  = "TENANT_TEST_STATE_DIR"
-	childSync = "TENANT_TEST_DIE_IN_SYNC"
+	childDir      = "TENANT_TEST_STATE_DIR"
+	childSync     = "TENANT_TEST_DIE_IN_SYNC"
+	childOpenSync = "TENANT_TEST_DIE_IN_OPEN_SYNC"
 )
 
 func TestMain(m *testing.M) {
@@ -37,19 +40,11 @@ func TestMain(m *testing.M) {
 // changeForever says on standard output what it is about to do and, with "ok",
 // that it is done.
 func changeForever(dir string) error {
-	s, err := tenant.OpenSuspensions(dir)
+	s, err := tenant.OpenSuspensionsWith(dir, dieIn(os.Getenv(childOpenSync)))
 	if err != nil {
 		return err
 	}
-	var last, n int
-	if _, err := fmt.Sscan(os.Getenv(childSync), &last); err == nil {
-		s.SetSync(func(f *os.File) error {
-			if n++; n == last {
-				die()
-			}
-			return f.Sync()
-		})
-	}
+	s.SetSync(dieIn(os.Getenv(childSync)))
 	for {
 		id, err := tenant.Parse(fmt.Sprintf("c-%d", rand.N(6)))
 		if err != nil {
@@ -66,6 +61,17 @@ func changeForever(dir string) error {
 			return err
 		}
 		fmt.Fprintln(os.Stdout, "ok")
+	}
+}
+
+// dieIn returns an fsync that dies in that call, in none if it is "".
+func dieIn(call string) func(*os.File) error {
+	n := 0
+	return func(f *os.File) error {
+		if n++; fmt.Sprint(n) == call {
+			die()
+		}
+		return f.Sync()
 	}
 }
 
@@ -227,5 +233,28 @@ func TestKilledInEachSync(t *testing.T) {
 		if got := suspended(t, dir); got.String() != now.String() {
 			t.Errorf("sync %d: %q is suspended, want %q", sync, got, now)
 		}
+	}
+}
+
+// TestKilledInFirstOpen: wherever a first start is killed, the next one finds
+// nobody suspended, and from then on a lost file is missed.
+func TestKilledInFirstOpen(t *testing.T) {
+	const state, lock = "suspensions.json", "suspensions.lock"
+	for sync, want := range [][]string{{lock}, {state, lock}, {state, lock}, {state, lock}} { // at first the file has no name yet
+		dir := stateDir(t)
+		if said := child(t, dir, 1, fmt.Sprintf("%s=%d", childOpenSync, sync+1)); len(said) > 0 {
+			t.Fatalf("sync %d: the child said %q", sync+1, said)
+		}
+		left := slices.DeleteFunc(names(t, dir), func(name string) bool { return strings.HasSuffix(name, ".tmp") })
+		if !slices.Equal(left, want) {
+			t.Errorf("sync %d: %q is there, want %q", sync+1, left, want)
+		}
+		if marked := read(t, filepath.Join(dir, lock)) != ""; marked != (sync == 3) {
+			t.Errorf("sync %d: the lock is marked: %t", sync+1, marked)
+		}
+		if got := suspended(t, dir); len(got) > 0 {
+			t.Errorf("sync %d: %q is suspended", sync+1, got)
+		}
+		checkLossIsMissed(t, dir)
 	}
 }

@@ -12,6 +12,9 @@ func (d *Directory) Made() int {
 // CheckOwner is checkOwner.
 var CheckOwner = checkOwner
 
+// OpenSuspensionsWith is OpenSuspensions with another fsync.
+var OpenSuspensionsWith = openSuspensions
+
 // SetSync replaces fsync.
 func (s *Suspensions) SetSync(sync func(*os.File) error) { s.dir.sync = sync }
 

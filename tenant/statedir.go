@@ -19,6 +19,10 @@ const (
 	tempSuffix = ".tmp"
 )
 
+// lockMark is what the lock file says from when there is a durable state file.
+// An empty lock file is of a first start that did not get that far.
+const lockMark = stateFile + " belongs to this file. Where it is missing, it was lost.\n"
+
 // maxStateFile bounds the state file in bytes.
 const maxStateFile = 64 << 20
 
@@ -31,7 +35,7 @@ type stateDir struct {
 	sync func(*os.File) error // (*os.File).Sync, but for tests
 }
 
-func openStateDir(path string) (_ *stateDir, err error) {
+func openStateDir(path string, sync func(*os.File) error) (_ *stateDir, err error) {
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, fmt.Errorf("finding state directory: %w", err)
 	}
@@ -39,7 +43,7 @@ func openStateDir(path string) (_ *stateDir, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening state directory, which has to exist: %w", err)
 	}
-	d := &stateDir{path: path, root: root, sync: (*os.File).Sync}
+	d := &stateDir{path: path, root: root, sync: sync}
 	if err := d.prepare(); err != nil {
 		return nil, errors.Join(fmt.Errorf("opening state directory %s: %w", path, err), d.close())
 	}
@@ -93,21 +97,51 @@ func (d *stateDir) removeTemps() error {
 	return nil
 }
 
-// load returns what the state file says: nothing if there is none.
+// load returns what the state file says. The first time it writes that file,
+// and then marks the lock, so that later a missing one is a lost one.
 func (d *stateDir) load() (map[ID]Suspension, error) {
+	info, err := d.lock.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("reading suspensions: %w", err)
+	}
+	first := info.Size() == 0
 	raw, err := d.read()
 	if errors.Is(err, fs.ErrNotExist) {
-		return map[ID]Suspension{}, nil
+		if !first {
+			return nil, fmt.Errorf("%s is lost: restore it; if no tenant is to stay suspended, remove %s too",
+				filepath.Join(d.path, stateFile), lockFile)
+		}
+		raw = encodeSuspensions(nil)
+		_, err = d.replace(raw)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("reading suspensions: %w", err)
 	}
 	all, err := decodeSuspensions(raw)
 	if err != nil {
-		return nil, fmt.Errorf("%s is damaged: %w: restore or correct it; to resume every tenant that is suspended in it, remove it",
-			filepath.Join(d.path, stateFile), err)
+		return nil, fmt.Errorf("%s is damaged: %w: restore or correct it; to resume every tenant that is suspended in it, "+
+			"remove it and %s", filepath.Join(d.path, stateFile), err, lockFile)
 	}
-	return all, nil
+	if first {
+		err = d.mark()
+	}
+	return all, err
+}
+
+// mark makes the lock say that there is a state file, once that is durable:
+// whoever wrote it may have been killed before that.
+func (d *stateDir) mark() error {
+	if err := d.syncDir(); err != nil {
+		return err
+	}
+	_, err := d.lock.WriteString(lockMark)
+	if err == nil {
+		err = d.sync(d.lock)
+	}
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", filepath.Join(d.path, lockFile), err)
+	}
+	return nil
 }
 
 func (d *stateDir) read() ([]byte, error) {
@@ -170,8 +204,9 @@ func (d *stateDir) writeTemp(name string, data []byte) error {
 	return errors.Join(err, f.Close())
 }
 
-// checkPath sees to it that the next start reads what is written now: that
-// the path still leads to the directory that was opened.
+// checkPath sees to it that the next start reads what is written now, and that
+// nobody else writes: that the path still leads to the directory that was
+// opened, and the lock's name to the file that is locked.
 func (d *stateDir) checkPath() error {
 	opened, err := d.root.Stat(".")
 	if err != nil {
@@ -183,6 +218,17 @@ func (d *stateDir) checkPath() error {
 	}
 	if !os.SameFile(opened, named) {
 		return fmt.Errorf("state directory %s was replaced by another: put the old one back, or restart the sidecar", d.path)
+	}
+	locked, err := d.lock.Stat()
+	if err != nil {
+		return fmt.Errorf("checking lock: %w", err)
+	}
+	if named, err = d.root.Lstat(lockFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("checking lock: %w", err)
+	}
+	if err != nil || !os.SameFile(locked, named) {
+		return fmt.Errorf("%s was removed or replaced, so that another sidecar may use the directory: stop that, and restart this one",
+			filepath.Join(d.path, lockFile))
 	}
 	return nil
 }

@@ -59,6 +59,14 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 		}, func(t *testing.T, _ *tenant.Suspensions, dir string) {
 			must(t, os.Remove(dir), os.Rename(dir+"x", dir))
 		}, "was replaced by another", "x"},
+		{"the lock is away", func(t *testing.T, _ *tenant.Suspensions, dir string) { must(t, os.Rename(lockOf(dir), dir+".lock")) },
+			func(t *testing.T, _ *tenant.Suspensions, dir string) { must(t, os.Rename(dir+".lock", lockOf(dir))) },
+			"suspensions.lock was removed or replaced", "?"},
+		{"the lock is another's", func(t *testing.T, _ *tenant.Suspensions, dir string) {
+			must(t, os.Rename(lockOf(dir), dir+".lock"))
+			checkSuspended(t, openSuspensions(t, dir), "a", "b") // a second sidecar
+		}, func(t *testing.T, _ *tenant.Suspensions, dir string) { must(t, os.Rename(dir+".lock", lockOf(dir))) },
+			"suspensions.lock was removed or replaced", ""},
 		{"the file cannot be renamed", func(t *testing.T, _ *tenant.Suspensions, dir string) {
 			must(t, os.Rename(filepath.Join(dir, file), filepath.Join(dir, "kept")), os.Mkdir(filepath.Join(dir, file), 0o700))
 		}, func(t *testing.T, _ *tenant.Suspensions, dir string) {
@@ -104,6 +112,70 @@ func TestFailedWriteChangesNothing(t *testing.T) {
 	}
 }
 
+func lockOf(dir string) string { return filepath.Join(dir, "suspensions.lock") }
+
+// checkLossIsMissed checks that nobody is resumed where the state file is lost,
+// unless the operator says so. Nobody has dir open.
+func checkLossIsMissed(t *testing.T, dir string) {
+	t.Helper()
+	state := filepath.Join(dir, "suspensions.json")
+	if err := os.Rename(state, dir+".kept"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the first does not make the second start
+		s, err := tenant.OpenSuspensions(dir)
+		if s != nil || err == nil || !strings.Contains(err.Error(), state+" is lost: restore it; ") ||
+			!strings.Contains(err.Error(), "remove suspensions.lock too") {
+			t.Fatalf("OpenSuspensions without the file = %v, %v", s.All(), err)
+		}
+	}
+	if err := os.Rename(dir+".kept", state); err != nil {
+		t.Fatal(err)
+	}
+	s := openSuspensions(t, dir)
+	mustSuspend(t, s, "kept")
+	if err := errors.Join(s.Close(), os.Remove(state), os.Remove(lockOf(dir))); err != nil {
+		t.Fatal(err)
+	}
+	checkSuspended(t, openSuspensions(t, dir))
+}
+
+func TestLostFileStopsTheStart(t *testing.T) {
+	dir := stateDir(t)
+	if err := openSuspensions(t, dir).Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkLossIsMissed(t, dir)
+	t.Run("of a directory with a file and no lock", func(t *testing.T) {
+		dir := stateDir(t)
+		write(t, filepath.Join(dir, "suspensions.json"), file(recordA))
+		s := openSuspensions(t, dir)
+		checkSuspended(t, s, "a")
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		checkLossIsMissed(t, dir)
+	})
+}
+
+// TestFirstOpenIsDurable: the lock is not marked while the file may be lost by
+// a crash, not even by the start after one that failed.
+func TestFirstOpenIsDurable(t *testing.T) {
+	for call := 1; call <= 3; call++ { // of the file, of the directory, and of that again
+		dir := stateDir(t)
+		for _, first := range []int{call, 1} {
+			s, err := tenant.OpenSuspensionsWith(dir, failing(first, 100))
+			if s != nil || !errors.Is(err, syscall.EIO) {
+				t.Fatalf("OpenSuspensions with sync %d failing = %v, %v", first, s.All(), err)
+			}
+			if got := read(t, lockOf(dir)); got != "" {
+				t.Errorf("sync %d failing: the lock says %q", first, got)
+			}
+		}
+		checkSuspended(t, openSuspensions(t, dir))
+	}
+}
+
 func TestFailedFirstWriteLeavesNoSuspension(t *testing.T) {
 	dir := stateDir(t)
 	s := openSuspensions(t, dir)
@@ -133,7 +205,7 @@ func TestOpenRemovesLeftovers(t *testing.T) {
 		t.Fatal(err)
 	}
 	openSuspensions(t, dir)
-	want := append(append(kept[:4:4], "suspensions.lock"), kept[4])
+	want := append(append(kept[:4:4], "suspensions.json", "suspensions.lock"), kept[4])
 	if diff := cmp.Diff(want, names(t, dir)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -46,16 +47,22 @@ type Suspensions struct {
 	all atomic.Pointer[map[ID]Suspension]
 }
 
-// OpenSuspensions reads the suspensions kept in dir, none if it has no
-// suspensions.json, and locks dir until Close. The directory has to exist,
-// belong to this process's user or root, and be writable by nobody else. A
-// file that is damaged or that others could have written is an error, so that
-// nobody is resumed by an accident. The error is ErrNoState if dir is "".
+// OpenSuspensions reads the suspensions kept in dir and locks dir until Close.
+// The directory has to exist, belong to this process's user or root, and be
+// writable by nobody else. In a new one it writes a suspensions.json of nobody,
+// and a suspensions.lock that remembers it. Later a file that is missing,
+// damaged, or that others could have written is an error, so that nobody is
+// resumed by an accident. The error is ErrNoState if dir is "".
 func OpenSuspensions(dir string) (*Suspensions, error) {
+	return openSuspensions(dir, (*os.File).Sync)
+}
+
+// openSuspensions is OpenSuspensions with that fsync.
+func openSuspensions(dir string, sync func(*os.File) error) (*Suspensions, error) {
 	if dir == "" {
 		return nil, ErrNoState
 	}
-	d, err := openStateDir(dir)
+	d, err := openStateDir(dir, sync)
 	if err != nil {
 		return nil, err
 	}

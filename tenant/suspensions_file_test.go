@@ -170,7 +170,7 @@ func TestNoMoreThan64MiB(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"suspensions.lock"}, names(t, dir)); diff != "" {
+	if diff := cmp.Diff([]string{"suspensions.json", "suspensions.lock"}, names(t, dir)); diff != "" {
 		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	path := filepath.Join(dir, "suspensions.json")

@@ -130,8 +130,9 @@ func TestSuspensionsSurviveRestart(t *testing.T) {
 func TestSuspensionsFile(t *testing.T) {
 	dir := stateDir(t)
 	s := openSuspensions(t, dir)
-	if diff := cmp.Diff([]string{"suspensions.lock"}, names(t, dir)); diff != "" {
-		t.Errorf("before the first suspension (-want +got):\n%s", diff)
+	path := filepath.Join(dir, "suspensions.json")
+	if got := read(t, path); got != "{\"version\":1,\"suspensions\":[\n]}\n" {
+		t.Errorf("file before the first suspension %q", got)
 	}
 	x := suspension(t, "b")
 	x.At, x.Reason = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), "INC-7 <é>"
@@ -148,7 +149,6 @@ func TestSuspensionsFile(t *testing.T) {
 {"tenant":"b","by":"uid:10001/gid:20000","reason":"INC-7 <é>","at":"2026-01-02T03:04:05Z"}
 ]}
 `
-	path := filepath.Join(dir, "suspensions.json")
 	if diff := cmp.Diff(want, read(t, path)); diff != "" {
 		t.Errorf("file (-want +got):\n%s", diff)
 	}

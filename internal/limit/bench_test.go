@@ -135,6 +135,13 @@ func BenchmarkNewKey(b *testing.B) {
 			}
 		})
 	}
+	b.Run("none=full", func(b *testing.B) {
+		table, names := newTable(b, 10_000), benchNames(100_000)
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			table.Take(names[i%len(names)], limit.Limit{Rate: 1e-9})
+		}
+	})
 }
 
 // BenchmarkBytesCrowd is what giving back costs while thousands of keys wait.

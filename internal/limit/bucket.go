@@ -51,6 +51,10 @@ func (b *bucket) creditAt(now time.Duration) float64 {
 	return min(b.full, b.credit+float64(now-b.at))
 }
 
+// isFull reports whether nobody would notice if b were the zero bucket: not
+// before there is another Limit.
+func (b *bucket) isFull(now time.Duration) bool { return b.creditAt(now) >= b.full }
+
 // apply puts l in force from now on. The tokens that are left stay, as far as
 // there is room for them.
 func (b *bucket) apply(now time.Duration, l Limit) {

@@ -61,19 +61,25 @@ type Config struct {
 }
 
 // Table counts the calls of each key, under way and per second. It remembers
-// Config.Entries keys: a new one takes the place of the key that has not been
-// asked for longest and has no call under way.
+// Config.Entries keys: a new one takes the place of one that has no call under
+// way. Of the 16 keys that were asked for, or last passed over, longest ago it
+// is the first whose bucket is full again, since that loses nothing; if none
+// is, the oldest.
 //
-// A forgotten key comes back with a full bucket. So whoever can bring Entries
-// fresh keys can have the Burst of another key over again: Entries has to be
-// more than the keys that are in use within the time in which a bucket fills
-// (Burst/Rate), and whoever invents keys needs a limit of their own.
+// A forgotten key comes back with a full bucket. So invented keys do not lift
+// the limit of another key as long as their own buckets fill quickly: a token
+// is there again before their turn comes. Whoever can bring Entries fresh keys
+// whose buckets stay in use can have the Burst of another key over again:
+// Entries has to be more than the keys that are in use within the time in which
+// such a bucket fills (Burst/Rate), and whoever invents keys needs a limit of
+// their own.
 //
 // A key with calls under way is never forgotten, since their count would be
 // lost. If all have some, the table holds more than Entries for as long as that
-// lasts: how many calls are under way has to be bounded elsewhere. A new key
-// then costs time in proportion to the keys whose calls have been under way for
-// longer than another has not been asked for.
+// lasts, and then forgets those whose calls end first: how many calls are under
+// way has to be bounded elsewhere. A new key then costs time in proportion to
+// the keys whose calls have been under way for longer than another has not been
+// asked for.
 //
 // A large table is in up to 16 parts with a lock and a share of Entries each,
 // and keys go to them at random: one part may be full a little before all are.

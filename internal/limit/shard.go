@@ -9,6 +9,9 @@ import (
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 )
 
+// maxLooks bounds in how many entries evict looks for a full bucket.
+const maxLooks = 16
+
 // entry is what a Table knows of a key.
 type entry struct {
 	key    string
@@ -100,17 +103,28 @@ func (sh *shard) entry(key string) *entry {
 	return e
 }
 
-// evict removes the oldest entry that is idle; there has to be one. Those it
-// meets before are in use now, which is to be young.
+// evict removes an idle entry; there has to be one. It is the oldest of those
+// it looks at that lose nothing, since their buckets are full again, and if
+// there is none the oldest of all. What is kept becomes young, so that the next
+// look goes on from there.
 func (sh *shard) evict() {
-	for {
+	now := time.Since(sh.start)
+	var oldest *entry // that is idle
+	looks := min(maxLooks, sh.entries.Len())
+	for i := 0; i < looks || oldest == nil; i++ {
 		_, e, _ := sh.entries.GetOldest()
 		if e.calls == 0 {
-			sh.remove(e)
-			return
+			if e.bucket.isFull(now) {
+				sh.remove(e)
+				return
+			}
+			if oldest == nil {
+				oldest = e
+			}
 		}
 		sh.entries.Get(e.key)
 	}
+	sh.remove(oldest)
 }
 
 // remove removes an idle entry.

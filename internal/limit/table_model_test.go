@@ -25,7 +25,7 @@ type callOp struct {
 	Leave   int // which call of those under way
 }
 
-func genCallOps() *rapid.Generator[[]callOp] {
+func genCallOps(keys int) *rapid.Generator[[]callOp] {
 	limits := rapid.Custom(func(t *rapid.T) limit.Limit {
 		return limit.Limit{
 			// A token takes a whole number of nanoseconds, and twice the time
@@ -41,7 +41,7 @@ func genCallOps() *rapid.Generator[[]callOp] {
 			Advance: time.Duration(rapid.SampledFrom([]int{0, 0, 0, 1, 125e6, 250e6, 1e9, 3e9}).Draw(t, "advance")),
 			Wait:    rapid.Bool().Draw(t, "wait"),
 			Do:      rapid.SampledFrom([]string{"nothing", "enter", "enter", "enter", "enter", "take", "take", "leave", "leave"}).Draw(t, "do"),
-			Key:     rapid.SampledFrom([]string{"a", "b", "c", "d", "e"}).Draw(t, "key"),
+			Key:     fmt.Sprint(rapid.IntRange(1, keys).Draw(t, "key")),
 			Limit:   rapid.OneOf(one, limits).Draw(t, "limit"),
 			Leave:   rapid.IntRange(0, 9).Draw(t, "call"),
 		}
@@ -100,35 +100,58 @@ func (k *modelKey) take(now time.Time, l limit.Limit) (time.Duration, bool) {
 	return time.Duration(up.Quo(up, ns.Denom()).Int64()), false
 }
 
-// callModel is what a Table should be: its keys, those asked for longest ago
-// first.
+// isFull reports whether the bucket has as many tokens as it ever will.
+func (k *modelKey) isFull(now time.Time) bool {
+	if k.tokens == nil {
+		return true
+	}
+	gone := new(big.Rat).SetFrac64(int64(now.Sub(k.at)), int64(time.Second))
+	gone.Mul(gone, k.rate)
+	return gone.Add(gone, k.tokens).Cmp(k.burst) >= 0
+}
+
+// callModel is what a Table should be: its keys, those asked for or passed over
+// longest ago first.
 type callModel struct {
 	capacity int
 	keys     []*modelKey
 }
 
-func (m *callModel) key(name string) *modelKey {
+func (m *callModel) key(now time.Time, name string) *modelKey {
 	i := slices.IndexFunc(m.keys, func(k *modelKey) bool { return k.name == name })
 	if i >= 0 {
 		k := m.keys[i]
 		m.keys = append(slices.Delete(m.keys, i, i+1), k)
 		return k
 	}
-	for len(m.keys) >= m.capacity {
-		i := slices.IndexFunc(m.keys, func(k *modelKey) bool { return k.calls == 0 })
-		if i < 0 {
-			break
-		}
-		older := slices.Clone(m.keys[:i]) // all in use: as good as just asked for
-		m.keys = append(slices.Clone(m.keys[i+1:]), older...)
+	if len(m.keys) >= m.capacity {
+		m.evict(now)
 	}
 	k := &modelKey{name: name}
 	m.keys = append(m.keys, k)
 	return k
 }
 
+// evict takes out the first of the 16 oldest that nobody will miss, else the
+// oldest that is idle. All that come before who is found, or the 16, are then
+// as good as just asked for.
+func (m *callModel) evict(now time.Time) {
+	passed := min(16, len(m.keys))
+	idle := func(k *modelKey) bool { return k.calls == 0 }
+	out := slices.IndexFunc(m.keys[:passed], func(k *modelKey) bool { return idle(k) && k.isFull(now) })
+	if out >= 0 {
+		passed = out + 1
+	} else if out = slices.IndexFunc(m.keys, idle); out < 0 {
+		return
+	}
+	gone := m.keys[out]
+	passed = max(passed, out+1)
+	m.keys = slices.Concat(m.keys[passed:], m.keys[:passed])
+	m.keys = slices.DeleteFunc(m.keys, func(k *modelKey) bool { return k == gone })
+}
+
 func (m *callModel) enter(now time.Time, name string, l limit.Limit) (*modelKey, time.Duration, bool) {
-	k := m.key(name)
+	k := m.key(now, name)
 	if l.Calls > 0 && k.calls >= l.Calls {
 		return nil, 0, false
 	}
@@ -143,7 +166,7 @@ func (m *callModel) take(now time.Time, name string, l limit.Limit) (time.Durati
 	if l.Rate == 0 {
 		return 0, true
 	}
-	return m.key(name).take(now, l)
+	return m.key(now, name).take(now, l)
 }
 
 func (m *callModel) leave(k *modelKey) {
@@ -215,8 +238,11 @@ func (x *callMachine) check() error {
 
 func TestTableModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		entries := rapid.IntRange(1, 4).Draw(rt, "entries")
-		ops := genCallOps().Draw(rt, "ops")
+		entries, keys := rapid.IntRange(1, 4).Draw(rt, "entries"), 5
+		if rapid.Bool().Draw(rt, "large") { // more than are looked at
+			entries, keys = entries+16, 40
+		}
+		ops := genCallOps(keys).Draw(rt, "ops")
 		synctest.Test(t, func(t *testing.T) {
 			x := &callMachine{table: newTable(t, entries), m: &callModel{capacity: entries}}
 			for i, op := range ops {

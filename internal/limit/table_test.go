@@ -317,6 +317,76 @@ func TestEviction(t *testing.T) {
 	}
 }
 
+// TestInventedKeysDoNotLiftALimit: 50,000 keys whose buckets fill quickly go
+// through a table of 10,000 again and again, and a key whose bucket is used up
+// is still known.
+func TestInventedKeysDoNotLiftALimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table, names := newTable(t, 0), benchNames(50_000)
+		tight, loose := limit.Limit{Rate: 0.1, Burst: 10}, limit.Limit{Rate: 20_000}
+		start, let := time.Now(), 0
+		for i := range 3 * len(names) {
+			for ok := i%12_000 == 0; ok; {
+				if _, ok = table.Take("tight", tight); ok {
+					let++
+				}
+			}
+			table.Take(names[i%len(names)], loose)
+			pass(50 * time.Microsecond)
+		}
+		if most := 10 + int(time.Since(start).Seconds()*tight.Rate); let > most {
+			t.Errorf("%d calls in %s, at most %d", let, time.Since(start), most)
+		}
+	})
+}
+
+// TestEvictionLooks: a full bucket goes first, however old others are, but only
+// 16 are looked at, and the next look goes on behind them.
+func TestEvictionLooks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		table := newTable(t, 40)
+		poor, quick := limit.Limit{Rate: 1e-9}, limit.Limit{Rate: 1e9}
+		for i := range 32 {
+			table.Take(fmt.Sprint("poor", i), poor)
+		}
+		for i := range 8 {
+			table.Take(fmt.Sprint("quick", i), quick)
+		}
+		pass(time.Second)
+		take := func(prefix string, i int, want bool) {
+			if _, ok := table.Take(fmt.Sprint(prefix, i), poor); ok != want {
+				t.Errorf("Take of %s%d = %t, want %t", prefix, i, ok, want)
+			}
+		}
+		for i := range 10 { // two look at poor keys only, eight find a quick one
+			take("new", i, true)
+		}
+		for i := range 32 {
+			if i%16 > 0 {
+				take("poor", i, false)
+			}
+		}
+		for i := range 10 {
+			take("new", i, false)
+		}
+		take("poor", 0, true)
+		take("poor", 16, true)
+	})
+}
+
+// TestKeyWithoutARateGoesFirst: it has no bucket to lose.
+func TestKeyWithoutARateGoesFirst(t *testing.T) {
+	table, once := newTable(t, 2), limit.Limit{Rate: 1e-9}
+	mustEnter(t, table, "a", once).Leave()
+	mustEnter(t, table, "b", limit.Limit{}).Leave()
+	mustEnter(t, table, "c", once).Leave()
+	for _, key := range []string{"a", "c"} {
+		if _, ok := table.Take(key, once); ok {
+			t.Errorf("%s was forgotten", key)
+		}
+	}
+}
+
 // TestInUseIsKept: while all entries have calls under way the table grows, and
 // it shrinks as they end.
 func TestInUseIsKept(t *testing.T) {
