@@ -6,7 +6,7 @@
 // cache and its last Ref is released. A load runs in a goroutine of its own,
 // under its own deadline, detached from the callers that wait for it.
 //
-// A load that began before a Put, Drop, DropIf or Close that concerns its key
+// A load that began before a Put, Drop, DropIf, DropKeys or Close that concerns its key
 // hands its value to those who already wait for it, and is not stored. So
 // whoever first makes a change, such as fencing a key, and then drops, finds
 // nothing in the cache afterwards that was loaded before the change.
@@ -209,6 +209,24 @@ func (c *Cache[K, L, V]) DropIf(f func(K, V) bool) int {
 		sh.detachFlights()
 	}
 	return c.dropStored(f)
+}
+
+// DropKeys is Drop for every key for which f returns true, and returns how many
+// values it removed. Loads of those keys that are under way are not stored, and
+// not joined by later callers; loads of other keys go on, and are joined. Errors
+// are remembered as ever, so a load may call it on itself.
+//
+// f is called with no lock held, for each key that is stored or being loaded
+// when DropKeys comes to its shard, for some more than once; it may use the cache.
+func (c *Cache[K, L, V]) DropKeys(f func(K) bool) int {
+	for _, sh := range c.shards {
+		for _, k := range sh.loading() {
+			if f(k) {
+				sh.detachKey(k)
+			}
+		}
+	}
+	return c.dropStored(func(k K, _ V) bool { return f(k) })
 }
 
 // DropStale removes every value that is stale, and returns how many. Loads

@@ -17,7 +17,12 @@ func TestNoResurrection(t *testing.T) {
 	for name, drop := range map[string]func(c *things, l *ledger){
 		"Drop":   func(c *things, _ *ledger) { c.Drop(1) },
 		"DropIf": func(c *things, _ *ledger) { c.DropIf(func(int, *thing) bool { return false }) },
-		"Put":    func(c *things, l *ledger) { c.Put(1, l.make(50)).Release(); c.Drop(1) },
+		"DropKeys": func(c *things, _ *ledger) {
+			if n := c.DropKeys(func(k int) bool { return k == 1 }); n != 0 {
+				t.Errorf("DropKeys found %d values", n)
+			}
+		},
+		"Put": func(c *things, l *ledger) { c.Put(1, l.make(50)).Release(); c.Drop(1) },
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			c, l := newCache(t, config{Entries: 8, Shards: 1, NegativeTTL: func(error) time.Duration { return time.Hour }})
@@ -69,6 +74,52 @@ func TestNoResurrection(t *testing.T) {
 			l.settle()
 		})
 	}
+}
+
+// TestDropKeysLeavesOthers drops some keys while others are stored and loaded.
+func TestDropKeysLeavesOthers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c, l := newCache(t, config{Entries: 64, Shards: 4, GroupShare: 1})
+		for k := range 8 {
+			c.Put(k, l.make(k)).Release()
+		}
+		var wg sync.WaitGroup
+		loads := make(map[int]*gated)
+		ask := func() {
+			for k := 8; k < 16; k++ {
+				wg.Go(func() {
+					r, err := c.Load(t.Context(), k, "a", nil, loads[k].load)
+					if err != nil {
+						t.Errorf("key %d: %v", k, err)
+					}
+					r.Release()
+				})
+			}
+			synctest.Wait()
+		}
+		for k := 8; k < 16; k++ {
+			loads[k] = newGated(l, nil)
+		}
+		ask()
+		if n := c.DropKeys(func(k int) bool { return k%2 == 0 || has(c, -1) }); n != 4 {
+			t.Errorf("%d values dropped, want 4", n)
+		}
+		ask()
+		for k, g := range loads {
+			if got, want := g.count.Load(), int64(2-k%2); got != want {
+				t.Errorf("key %d was loaded %d times, want %d", k, got, want)
+			}
+			close(g.open)
+		}
+		wg.Wait()
+		for k := range 8 {
+			if has(c, k) != (k%2 == 1) {
+				t.Errorf("key %d: stored = %t", k, has(c, k))
+			}
+		}
+		c.Close()
+		l.settle()
+	})
 }
 
 func TestPutBeatsLoadUnderWay(t *testing.T) {

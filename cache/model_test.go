@@ -179,6 +179,13 @@ func (x *machine) actions() map[string]func(*rapid.T) {
 				t.Fatalf("DropIf dropped %d, want %d", got, want)
 			}
 		},
+		"drop keys": func(t *rapid.T) {
+			n := rapid.IntRange(1, 5).Draw(t, "divisor")
+			want := x.m.dropIf(func(th *thing) bool { return th.id%n == 0 })
+			if got := x.c.DropKeys(func(k int) bool { return k%n == 0 }); got != want {
+				t.Fatalf("DropKeys dropped %d, want %d", got, want)
+			}
+		},
 		"stale": func(t *rapid.T) {
 			if k := key.Draw(t, "k"); x.m.get(k) != nil {
 				r, _ := x.c.Get(k)

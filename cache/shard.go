@@ -239,6 +239,24 @@ func (sh *shard[K, L, V]) detachFlights() {
 	sh.detachAll()
 }
 
+// loading returns the key of every flight.
+func (sh *shard[K, L, V]) loading() []K {
+	sh.missMu.Lock()
+	defer sh.missMu.Unlock()
+	keys := make([]K, 0, len(sh.flights))
+	for key := range sh.flights {
+		keys = append(keys, key.k)
+	}
+	return keys
+}
+
+// detachKey keeps the loads of k under way from being stored.
+func (sh *shard[K, L, V]) detachKey(k K) {
+	sh.missMu.Lock()
+	defer sh.missMu.Unlock()
+	sh.detach(k)
+}
+
 // snapshot returns every entry with a reference each, oldest use first.
 func (sh *shard[K, L, V]) snapshot() []*entry[K, V] {
 	sh.mu.Lock()

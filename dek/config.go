@@ -24,6 +24,9 @@ var (
 	ErrNoBlock = errors.New("no key block of a KEK for this DEK")
 	// ErrNotRecorded says that Config.Record refused, so nothing happened.
 	ErrNotRecorded = errors.New("recording the key event")
+	// ErrBusy says that the tenant's vault did not answer soon, and that
+	// Config.PatientWaiters wait for it already.
+	ErrBusy = errors.New("too many operations of the tenant wait for its vault")
 )
 
 // Config configures a Source. Every zero field but the first three has a
@@ -59,6 +62,13 @@ type Config struct {
 	MaxVersionAge time.Duration
 	// LoadTimeout bounds one mint or unwrap in all. Zero means 5 seconds.
 	LoadTimeout time.Duration
+	// PatientWaiters is how many operations of one tenant wait for its vault
+	// for as long as LoadTimeout and their own deadlines let them. Zero means
+	// 32.
+	PatientWaiters int
+	// ImpatientWait is how long further ones wait before ErrBusy. Zero means
+	// 500 ms.
+	ImpatientWait time.Duration
 	// Negative says how long a failed unwrap or mint is remembered.
 	Negative Negative
 	// Record, if set, is called before each key event takes effect; an error
@@ -146,6 +156,8 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.PollInterval, 5*time.Minute)
 	orDefault(&c.MaxVersionAge, 10*time.Minute)
 	orDefault(&c.LoadTimeout, 5*time.Second)
+	orDefault(&c.PatientWaiters, 32)
+	orDefault(&c.ImpatientWait, 500*time.Millisecond)
 	orDefault(&c.Negative.Unknown, 5*time.Second)
 	orDefault(&c.Negative.Unreachable, 2*time.Second)
 	orDefault(&c.Negative.Refused, 15*time.Second)
@@ -157,6 +169,9 @@ func (c *Config) setDefaults() error {
 		return fmt.Errorf("dek config: cache entries %d, soft age %s, hard age %s, poll interval %s: "+
 			"none may be negative, hard age not under soft age",
 			c.CacheEntries, c.SoftAge, c.HardAge, c.PollInterval)
+	}
+	if c.PatientWaiters < 0 || c.ImpatientWait < 0 {
+		return fmt.Errorf("dek config: patient waiters %d, impatient wait %s: none may be negative", c.PatientWaiters, c.ImpatientWait)
 	}
 	return nil
 }

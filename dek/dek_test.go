@@ -282,6 +282,8 @@ func TestConfigIsChecked(t *testing.T) {
 		"negative entries":    func(c *dek.Config) { c.CacheEntries = -1 },
 		"hard age under soft": func(c *dek.Config) { c.SoftAge, c.HardAge = 2, 1 },
 		"negative poll":       func(c *dek.Config) { c.PollInterval = -1 },
+		"negative waiters":    func(c *dek.Config) { c.PatientWaiters = -1 },
+		"negative wait":       func(c *dek.Config) { c.ImpatientWait = -1 },
 	} {
 		cfg := good
 		change(&cfg)

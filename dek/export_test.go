@@ -17,6 +17,13 @@ func (s *Source) MintAgain(ctx context.Context, t *tenant.Entry) (envelope.ID, e
 	return a.info.ID, nil
 }
 
+// Waiting returns for how many tenants somebody waits for a vault.
+func (s *Source) Waiting() int {
+	s.waiters.mu.Lock()
+	defer s.waiters.mu.Unlock()
+	return len(s.waiters.byTenant)
+}
+
 // Leases returns how many KEK versions have a lease.
 func (s *Source) Leases() int {
 	s.leases.mu.Lock()

@@ -20,9 +20,16 @@ import (
 var errOverLimit = errors.New("message is over the usage limit of a DEK")
 
 // mintNow mints the tenant's next DEK after pred, which may be nil, and makes
-// it active. Callers who ask at the same time share one mint; who asks when it
-// is done gets its DEK.
+// it active. It waits as await says.
 func (s *Source) mintNow(ctx context.Context, t *tenant.Entry, pred *active, admit func() error) (*active, error) {
+	return await(ctx, s, t.ID, t.KEKs[0], func(ctx context.Context) (*active, error) {
+		return s.shareMint(ctx, t, pred, admit)
+	})
+}
+
+// shareMint is mintNow for as long as it takes. Callers who ask at the same
+// time share one mint; who asks when it is done gets its DEK.
+func (s *Source) shareMint(ctx context.Context, t *tenant.Entry, pred *active, admit func() error) (*active, error) {
 	ref, err := s.mints.Load(ctx, t.ID, t.KEKs[0], admit, func(ctx context.Context) (*active, error) {
 		if a := s.current(t); a != nil && a != pred {
 			return a, nil
@@ -46,7 +53,7 @@ func (s *Source) mintNow(ctx context.Context, t *tenant.Entry, pred *active, adm
 func (s *Source) mintAhead(t *tenant.Entry, a *active) {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.LoadTimeout)
 	defer cancel()
-	if _, err := s.mintNow(ctx, t, a, nil); err != nil && !errors.Is(err, cache.ErrClosed) {
+	if _, err := s.shareMint(ctx, t, a, nil); err != nil && !errors.Is(err, cache.ErrClosed) {
 		s.cfg.Logger.LogAttrs(ctx, slog.LevelError, "minting the next DEK ahead, will try again", a.logAttrs(err)...)
 	}
 }

@@ -30,26 +30,36 @@ type Candidate struct {
 // ForOpen returns a Ref on the DEK of that ID: from the cache, or by the first
 // candidate whose vault answers. A refusal is an answer: the next candidate is
 // not tried. If no vault answers, the error is that of the first candidate.
-// For admit see ForSeal.
+// For admit and ErrBusy see ForSeal.
 func (s *Source) ForOpen(ctx context.Context, t tenant.ID, id envelope.ID, candidates []Candidate, admit func() error) (Ref, error) {
 	key := cacheKey{envelope.PurposeSeal, t, id}
 	if ref, ok := s.keys.Get(key); ok {
 		return Ref{ref: ref}, nil
 	}
-	silent := ErrNoBlock
+	if len(candidates) == 0 {
+		return Ref{}, ErrNoBlock
+	}
+	ref, err := await(ctx, s, t, candidates[0].KEK, func(ctx context.Context) (cache.Ref[*held], error) {
+		return s.loadFirst(ctx, key, candidates, admit)
+	})
+	return Ref{ref: ref}, err
+}
+
+// loadFirst loads by the first of the candidates, at least one, whose vault
+// answers.
+func (s *Source) loadFirst(
+	ctx context.Context, key cacheKey, candidates []Candidate, admit func() error,
+) (ref cache.Ref[*held], silent error) {
 	for i, c := range candidates {
 		ref, err := s.load(ctx, key, c, admit)
-		if err == nil {
-			return Ref{ref: ref}, nil
-		}
-		if !noAnswer(err) {
-			return Ref{}, err
+		if err == nil || !noAnswer(err) {
+			return ref, err
 		}
 		if i == 0 {
 			silent = err
 		}
 	}
-	return Ref{}, silent
+	return ref, silent
 }
 
 // noAnswer reports whether err is a vault's silence rather than its answer.

@@ -2,6 +2,7 @@ package dek_test
 
 import (
 	"context"
+	"sync"
 	"testing"
 	"time"
 
@@ -194,4 +195,42 @@ func TestExpiredKEKKeepsItsDEKs(t *testing.T) {
 			t.Errorf("%d unwraps while the KEK was expired", n)
 		}
 	})
+}
+
+// Evict concerns the tenants that it is about: a DEK of another that is being
+// unwrapped is unwrapped once, and stays.
+func TestEvictLeavesLoadsOfOthers(t *testing.T) {
+	minter := newRig(t, nil)
+	prefix, info := minter.seal(t)
+	for evicted, want := range map[string]int{"acme": 2, "globex": 1} {
+		reader := newRig(t, func(c *dek.Config) { c.KEKs = minter.vault })
+		before := minter.vault.Counts().Unwrap
+		asked, answer := make(chan struct{}, 2), make(chan struct{})
+		minter.vault.SetHook(func(context.Context, kektest.Call) error {
+			asked <- struct{}{}
+			<-answer
+			return nil
+		})
+		var callers sync.WaitGroup
+		call := func() {
+			callers.Go(func() {
+				if err := reader.open(context.Background(), prefix, info.ID); err != nil {
+					t.Errorf("ForOpen: %v", err)
+				}
+			})
+		}
+		call()
+		<-asked
+		reader.Evict(func(id tenant.ID) bool { return id.String() == evicted })
+		call()
+		if want == 2 {
+			<-asked
+		}
+		close(answer)
+		callers.Wait()
+		if got := minter.vault.Counts().Unwrap - before; got != want || reader.Stats().Cached != 1 {
+			t.Errorf("%s evicted: %d unwraps, want %d; %d DEKs cached", evicted, got, want, reader.Stats().Cached)
+		}
+		minter.vault.SetHook(nil)
+	}
 }

@@ -42,6 +42,7 @@ type Source struct {
 	mints   *cache.Cache[tenant.ID, kek.Key, *active] // keeps flights and failures only
 	leases  leases
 	views   views
+	waiters waiters
 	minted  atomic.Uint64
 	failed  atomic.Uint64
 
@@ -110,11 +111,12 @@ func (s *Source) Close() {
 
 // Evict drops the unwrapped DEKs of every tenant for which drop returns true,
 // and returns how many; those in use are wiped when their last Ref is released.
-// The next use asks the vault. A mint that is under way puts its DEK into the
+// The next use asks the vault, even if somebody waits for its answer already.
+// Other tenants notice nothing. A mint that is under way puts its DEK into the
 // cache afterwards.
 func (s *Source) Evict(drop func(tenant.ID) bool) int {
-	s.actives.DropIf(func(t tenant.ID, _ *active) bool { return drop(t) })
-	return s.keys.DropIf(func(k cacheKey, _ *held) bool { return drop(k.tenant) })
+	s.actives.DropKeys(drop)
+	return s.keys.DropKeys(func(k cacheKey) bool { return drop(k.tenant) })
 }
 
 // Ref is a counted reference to an unwrapped DEK. The key stays until Release.
@@ -139,7 +141,8 @@ func (r Ref) Release() { r.ref.Release() }
 // ForSeal returns a Ref on the tenant's active DEK, and counts one message of
 // n bytes against its usage limit. It mints a DEK if there is none that seals.
 // admit, which may be nil, is called before this caller costs a Key Vault
-// call; its error is returned as it is.
+// call; its error is returned as it is. ErrBusy says that the vault did not
+// answer soon, and that enough of the tenant's operations wait for it.
 func (s *Source) ForSeal(ctx context.Context, t *tenant.Entry, n int, admit func() error) (Ref, error) {
 	for {
 		a, err := s.active(ctx, t, admit)
@@ -210,7 +213,9 @@ func (s *Source) refActive(ctx context.Context, a *active, admit func() error) (
 	if ref, ok := s.keys.Get(key); ok {
 		return Ref{ref, a.prefix}, nil
 	}
-	ref, err := s.load(ctx, key, Candidate{Block: a.block, KEK: a.kek}, admit)
+	ref, err := await(ctx, s, a.tenant, a.kek, func(ctx context.Context) (cache.Ref[*held], error) {
+		return s.load(ctx, key, Candidate{Block: a.block, KEK: a.kek}, admit)
+	})
 	return Ref{ref, a.prefix}, err
 }
 
