@@ -124,6 +124,10 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// callOverhead is what one call needs besides its data and an answer as long,
+// and a little more.
+const callOverhead = 512 * KiB
+
 // check is about limits that go with one another.
 func (l *Limits) check(f *strict.File) {
 	if l.ConnectionsPerCaller > l.Connections {
@@ -134,8 +138,9 @@ func (l *Limits) check(f *strict.File) {
 	}
 	if l.BytesInFlight < 4*l.UnaryBytes {
 		f.Addf("limits.bytes_in_flight", "%s is under %s, 4 times unary_bytes", l.BytesInFlight, 4*l.UnaryBytes)
-	} else if share := l.BytesShare * float64(l.BytesInFlight); share < 2*float64(l.UnaryBytes) {
-		f.Addf("limits.bytes_share", "leaves a caller %.0f bytes, under %d, 2 times unary_bytes", share, 2*l.UnaryBytes)
+	} else if share, need := Size(l.BytesShare*float64(l.BytesInFlight)), 2*l.UnaryBytes+callOverhead; share < need {
+		f.Addf("limits.bytes_share", "leaves a caller %s, under the %s that one call may need: 2 times unary_bytes and %s",
+			share, need, callOverhead)
 	}
 }
 

@@ -287,16 +287,16 @@ type Limits struct {
 	Caller CallLimit `yaml:"caller"`
 	// Tenant bounds the calls for each tenant, of all callers together.
 	// tenants.yaml may say otherwise about one.
-	Tenant CallLimit `yaml:"tenant"`
-	// Misses bounds the Key Vault calls that each caller causes, with tenants
-	// and wrapped DEKs that are not in the cache.
+	Tenant TenantLimit `yaml:"tenant"`
+	// Misses bounds the data keys loaded or minted, two or three Key Vault
+	// requests each, for each caller and vault.
 	Misses MissLimit `yaml:"misses"`
 	// Drain is how long calls in flight have to finish when the sidecar
 	// stops; 0s ends them at once.
 	Drain time.Duration `yaml:"drain" min:"0s" max:"10m"`
 }
 
-// CallLimit is the section "limits.caller" or "limits.tenant".
+// CallLimit is the section "limits.caller".
 type CallLimit struct {
 	// Rate is how many calls begin in a second, for long.
 	Rate float64 `yaml:"rate" min:"0.01" max:"10000000"`
@@ -306,11 +306,25 @@ type CallLimit struct {
 	Calls int `yaml:"calls" min:"1" max:"1000000"`
 }
 
+// TenantLimit is the section "limits.tenant".
+type TenantLimit struct {
+	// Rate is how many calls begin in a second, for long.
+	Rate float64 `yaml:"rate" min:"0.01" max:"10000000"`
+	// Burst is how many begin at once after a pause.
+	Burst int `yaml:"burst" min:"1" max:"10000000"`
+	// Calls is how many are in flight at a time.
+	Calls int `yaml:"calls" min:"1" max:"1000000"`
+	// Waiting is how many of them wait for the tenant's Key Vault as long as
+	// key_vault.load_timeout. Further ones wait half a second: a vault that
+	// hangs holds up its own tenant only.
+	Waiting int `yaml:"waiting" min:"1" max:"65536"`
+}
+
 // MissLimit is the section "limits.misses".
 type MissLimit struct {
-	// Rate is how many calls begin in a second, for long.
+	// Rate is how many data keys are loaded or minted in a second, for long.
 	Rate float64 `yaml:"rate" min:"0.01" max:"1000000"`
-	// Burst is how many begin at once after a pause.
+	// Burst is how many are at once after a pause, such as a cold start.
 	Burst int `yaml:"burst" min:"1" max:"1000000"`
 }
 
@@ -351,10 +365,10 @@ func Default() *Config {
 		Cache: Cache{Entries: 10_000, TenantShare: 0.25, Negative: Negative{
 			Unknown: 5 * time.Second, Unreachable: 2 * time.Second, Refused: 15 * time.Second, Entries: 10_000}},
 		Limits: Limits{UnaryBytes: MiB, CallsPerConnection: 256, Connections: 1024, ConnectionsPerCaller: 128,
-			CallTimeout: 30 * time.Second, BytesShare: 0.5,
+			CallTimeout: 30 * time.Second, BytesShare: 0.25,
 			Caller: CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
-			Tenant: CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
-			Misses: MissLimit{Rate: 50, Burst: 500}, Drain: 10 * time.Second},
+			Tenant: TenantLimit{Rate: 20_000, Burst: 20_000, Calls: 1024, Waiting: 32},
+			Misses: MissLimit{Rate: 100, Burst: 2000}, Drain: 10 * time.Second},
 		Log: Log{Level: "info", Format: "json"},
 	}
 }

@@ -45,7 +45,9 @@ type callerEntry struct {
 	// IDs 0 and 65534 are nobody unless an entry has them here.
 	UID *uint32 `yaml:"uid" min:"0" max:"4294967294" example:"10001" show:"true"`
 	// GID is its primary group ID. A process is the entry with both its IDs,
-	// else that with its user ID only, else that with its group ID only.
+	// else that with its user ID only, else that with its group ID only. 0 is
+	// the primary group of any container that sets only runAsUser. 65534 needs
+	// a uid.
 	GID *uint32 `yaml:"gid" min:"0" max:"4294967294" example:"10001"`
 	// SPIFFE is the SPIFFE ID in the caller's certificate.
 	SPIFFE string `yaml:"spiffe" example:"spiffe://example.org/orders"`
@@ -74,7 +76,7 @@ type ruleEntry struct {
 	// the sidecar as a whole.
 	Verbs []string `yaml:"verbs" required:"true" example:"seal, unseal" enum:"seal unseal admin.status admin.reload admin.evict admin.policy admin.tenants admin.suspend"`
 	// NotAfter is when a rule ends that is for an emergency, in RFC 3339 with
-	// a time zone. It needs a ticket.
+	// a time zone. It needs a ticket. Such a rule may allow what others do.
 	NotAfter time.Time `yaml:"not_after" example:"2026-12-31T18:00:00Z"`
 	// Ticket says where that emergency is written down: 1 to 64 printable
 	// ASCII characters without spaces. It needs not_after.

@@ -377,18 +377,18 @@ func TestLatestEndCounts(t *testing.T) {
 
 // TestEndsOfIDAndPrefix: the ends of "us" and of "us*" are not the same.
 func TestEndsOfIDAndPrefix(t *testing.T) {
-	for _, hours := range []struct{ id, prefix time.Duration }{{1, 2}, {2, 1}} {
+	for _, hours := range []struct{ id, prefix time.Duration }{{time.Hour, 2 * time.Hour}, {2 * time.Hour, time.Hour}} {
 		cfg := sample()
-		for pattern, h := range map[string]time.Duration{"us": hours.id, "us*": hours.prefix} {
+		for pattern, after := range map[string]time.Duration{"us": hours.id, "us*": hours.prefix} {
 			cfg.Rules = append(cfg.Rules, policy.Rule{
-				Callers: []string{"cron"}, Tenants: []string{pattern}, Verbs: []string{"seal"}, NotAfter: noon.Add(h * time.Hour), Ticket: "t",
+				Callers: []string{"cron"}, Tenants: []string{pattern}, Verbs: []string{"seal"}, NotAfter: noon.Add(after), Ticket: "t",
 			})
 		}
 		p, c := mustNew(t, cfg), mustCaller(t, cron)
-		for id, h := range map[string]time.Duration{"us": 2, "us-1": hours.prefix} {
+		for id, after := range map[string]time.Duration{"us": 2 * time.Hour, "us-1": hours.prefix} {
 			for _, d := range []time.Duration{-1, 0} {
-				if got := p.Allow(c, policy.Seal, mustParse(t, id), noon.Add(h*time.Hour+d)); got != (d < 0) {
-					t.Errorf("%+v: Allow for %s, %d h%+d = %v", hours, id, h, d, got)
+				if got := p.Allow(c, policy.Seal, mustParse(t, id), noon.Add(after+d)); got != (d < 0) {
+					t.Errorf("%+v: Allow for %s, %s%+d = %v", hours, id, after, d, got)
 				}
 			}
 		}

@@ -81,12 +81,13 @@ func (op *op) count() error {
 }
 
 // admitMiss counts a DEK that is not in memory against the caller's miss
-// budget: whoever may name many tenants, or sends forged blocks, costs Key
-// Vault no more than that.
+// budget for the tenant's vault: whoever may name many tenants, or sends forged
+// blocks, costs each vault no more than that.
 func (op *op) admitMiss() error {
 	limits := &op.s.cfg.Limits
-	if wait, ok := limits.Misses.Take(op.event.CallerName, limits.Miss); !ok {
-		return &Error{Reason: RateLimited, RetryAfter: max(wait, time.Millisecond), cause: errMisses}
+	vault := op.entry.KEKs[0].Vault
+	if wait, ok := limits.Misses.Take(op.event.CallerName+" "+vault, limits.Miss); !ok {
+		return &Error{Reason: RateLimited, RetryAfter: max(wait, retryMiss), cause: fmt.Errorf("%w: vault %s", errMisses, vault)}
 	}
 	return nil
 }
@@ -95,12 +96,11 @@ func (op *op) admitMiss() error {
 var (
 	errTenantRate  = errors.New("tenant is over its rate: limits.tenant.rate, or rate in tenants.yaml")
 	errTenantCalls = errors.New("tenant has too many operations under way: limits.tenant.calls, or calls in tenants.yaml")
-	errMisses      = errors.New("caller is over its rate of data keys that are not in memory: limits.misses")
+	errMisses      = errors.New("caller is over its rate of data keys of one vault that are not in memory: limits.misses")
 )
 
 // done reports the outcome, and returns it.
 func (op *op) done(ctx context.Context, res Result, err error) (Result, error) {
-	op.pass.Leave()
 	op.event.Duration = time.Since(op.start)
 	if e, ok := errors.AsType[*Error](err); ok {
 		op.event.Reason = e.Reason

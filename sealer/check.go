@@ -62,6 +62,20 @@ func appendCandidates(dst []dek.Candidate, sealed *envelope.Sealed, keks *[envel
 	return dst
 }
 
+// checkWarm checks that a DEK may be used that was in memory, under the KEK of
+// that ref: a reload may have taken the KEK from the tenant since it was
+// unwrapped. Nothing has looked at the wrapped bytes then, so the ref that the
+// block names says nothing. Sealing needs no such check: dek.Source seals only
+// under the KEK that the entry names first.
+func checkWarm(t *tenant.Entry, ref string) error {
+	for i := range t.KEKs {
+		if t.KEKs[i].Ref == ref {
+			return nil
+		}
+	}
+	return fail(KEKNotAllowed, fmt.Errorf("DEK was unwrapped by KEK %q, which tenant %s has no more", ref, t.ID))
+}
+
 // checkProof verifies a proof if there is one: one that is present is never
 // ignored.
 func (s *Sealer) checkProof(b *envelope.Block) error {
@@ -108,6 +122,9 @@ func keyError(ctx context.Context, err error) error {
 		return fail(NeedsRegistry, err)
 	case errors.Is(err, dek.ErrNotRecorded):
 		return fail(AuditUnavailable, err)
+	case errors.Is(err, dek.ErrBusy):
+		return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: fmt.Errorf("%w: see why that vault does not answer; "+
+			"limits.tenant.waiting is how many wait for key_vault.load_timeout", err)}
 	case errors.Is(err, secret.ErrFull):
 		return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: err}
 	case errors.As(err, &remote):

@@ -12,6 +12,9 @@ const (
 	retryUnreachable = 2 * time.Second
 	retryForbidden   = 15 * time.Second
 	retryOverloaded  = 100 * time.Millisecond
+	// retryMiss is at least: who comes back for each token gets no further than
+	// who comes once for many.
+	retryMiss = time.Second
 )
 
 // retryAfter says when asking a vault again may help, or zero if only the

@@ -60,10 +60,10 @@ type Limits struct {
 	Tenants *limit.Table
 	// Tenant is the limit of a tenant whose Entry says nothing else.
 	Tenant limit.Limit
-	// Misses counts, for each caller, the loads and mints of DEKs that cost
-	// Key Vault calls. Required.
+	// Misses counts, for each caller and vault, the loads and mints of DEKs
+	// that cost Key Vault calls. Required.
 	Misses *limit.Table
-	// Miss is the limit of each caller. Its Calls are not used.
+	// Miss is the limit of each caller and vault. Its Calls are not used.
 	Miss limit.Limit
 }
 
@@ -114,7 +114,7 @@ type Result struct {
 // Sealer seals and unseals. It is safe for concurrent use.
 type Sealer struct {
 	cfg   Config
-	clock policy.Clock
+	clock *policy.Clock
 }
 
 // New returns a Sealer.
@@ -138,6 +138,7 @@ func New(cfg Config) (*Sealer, error) {
 // the context's own, or an internal one.
 func (s *Sealer) Seal(ctx context.Context, r Request) (Result, error) {
 	op, err := s.begin(policy.Seal, r)
+	defer op.pass.Leave() // after a panic, too
 	if err != nil {
 		return op.done(ctx, Result{}, err)
 	}
@@ -162,6 +163,7 @@ func (s *Sealer) seal(ctx context.Context, op *op, r Request) (Result, error) {
 // The error is an *Error, or the context's own.
 func (s *Sealer) Unseal(ctx context.Context, r Request) (Result, error) {
 	op, err := s.begin(policy.Unseal, r)
+	defer op.pass.Leave() // after a panic, too
 	if err != nil {
 		return op.done(ctx, Result{}, err)
 	}
@@ -184,6 +186,9 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 		return Result{}, keyError(ctx, err)
 	}
 	defer ref.Release()
+	if err := checkWarm(op.entry, ref.Info().KEKRef); err != nil {
+		return Result{}, err
+	}
 	plaintext, err := envelope.Open(nil, ref.Key(), op.entry.ID, op.context, sealed.Envelope)
 	if err != nil {
 		return Result{}, fail(AuthenticationFailed, err)

@@ -217,6 +217,9 @@ func (r *reader) warm(t *testing.T) {
 		return
 	}
 	k := r.b.keks["oct"]
+	if len(r.v.KEKs) > 0 {
+		k.Ref = r.v.KEKs[0] // the tenant has to have the KEK still
+	}
 	r.entry = &tenant.Entry{ID: id, KEKs: []kek.Key{k}}
 	raw := [32]byte(r.v.DEK)
 	version, err := r.b.vault.Newest(t.Context(), k)

@@ -2,14 +2,20 @@ package server
 
 import (
 	"container/list"
+	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
+	"golang.org/x/time/rate"
 	"google.golang.org/grpc/credentials"
 
 	"github.com/keysidecar/keysidecar/policy"
@@ -19,7 +25,11 @@ import (
 // waits for handshakes under way before it stops, whoever does not shake.
 type connections struct {
 	max, perCaller int
+	stuck          time.Duration // stuckWrite
+	logger         *slog.Logger
+	quiet          quiet
 
+	epoch   time.Time
 	mu      sync.Mutex
 	open    map[*conn]struct{}
 	unknown list.List      // of *conn: those of open that no caller has claimed, oldest first
@@ -27,8 +37,27 @@ type connections struct {
 	refused uint64
 }
 
-func newConnections(most, perCaller int) *connections {
-	return &connections{max: most, perCaller: perCaller, open: make(map[*conn]struct{}), callers: make(map[string]int)}
+func newConnections(most, perCaller int, logger *slog.Logger) *connections {
+	return &connections{
+		max: most, perCaller: perCaller, stuck: stuckWrite, open: make(map[*conn]struct{}), callers: make(map[string]int),
+		epoch: time.Now().Add(-time.Second), logger: logger, quiet: quiet{lines: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce)},
+	}
+}
+
+// Of refused connections, so many lines are written in a second, and at once.
+const (
+	refusalsPerSecond = 1
+	refusalsAtOnce    = 20
+)
+
+// log tells that a connection was closed, and why.
+func (c *connections) log(why string, who slog.Attr) {
+	left, ok := c.quiet.next(slog.LevelWarn)
+	if !ok {
+		return
+	}
+	c.logger.LogAttrs(context.Background(), slog.LevelWarn, "connection refused", slog.String("why", why), who,
+		slog.Uint64("lines_left_out", left))
 }
 
 // listen returns ln with its connections counted, and closed at once where they
@@ -80,7 +109,7 @@ func (c *connections) add(raw net.Conn) *conn {
 		c.forget(gone)
 		_ = gone.Conn.Close() // the peer is being cut off
 	}
-	added := &conn{Conn: raw, all: c}
+	added := &conn{Conn: raw, all: c, stuck: c.stuck}
 	added.place = c.unknown.PushBack(added)
 	c.open[added] = struct{}{}
 	return added
@@ -140,8 +169,11 @@ func (l *countedListener) Accept() (net.Conn, error) {
 		}
 		if !allowed(l.allow, raw.RemoteAddr()) {
 			l.all.refuse()
+			l.all.log("its address is not one of listen.tcp.allow", slog.String("address", raw.RemoteAddr().String()))
 		} else if added := l.all.add(raw); added != nil {
 			return added, nil
+		} else {
+			l.all.log("too many are open: limits.connections", slog.String("listener", l.Addr().String()))
 		}
 		_ = raw.Close() // nobody to tell
 	}
@@ -168,8 +200,48 @@ func allowed(allow []netip.Prefix, addr net.Addr) bool {
 type conn struct {
 	net.Conn
 	all    *connections
+	stuck  time.Duration
 	caller string        // guarded by all.mu; whom it counts for
 	place  *list.Element // guarded by all.mu; in all.unknown, nil once it has a caller
+
+	// writing is held by Write; since is when it began, in ns by monotonic
+	// time, 0 if none is under way.
+	writing sync.Mutex
+	since   atomic.Int64
+}
+
+const (
+	// slowWrite is how long a write may take before nothing more is read: gRPC
+	// would take in what it cannot answer.
+	slowWrite = 20 * time.Millisecond
+	// stuckWrite is how long a peer may leave an answer in its socket before it
+	// loses the connection.
+	stuckWrite = 5 * time.Second
+)
+
+// Write writes, and closes a connection whose peer does not read.
+func (c *conn) Write(b []byte) (int, error) {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	c.since.Store(int64(time.Since(c.all.epoch)))
+	defer c.since.Store(0)
+	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.stuck)); err != nil {
+		return 0, err
+	}
+	n, err := c.Conn.Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		err = errors.Join(err, c.Close()) // gRPC leaves that to its reader
+	}
+	return n, err
+}
+
+// Read reads, but not while a write waits for the peer to read.
+func (c *conn) Read(b []byte) (int, error) {
+	if since := c.since.Load(); since != 0 && time.Since(c.all.epoch)-time.Duration(since) > slowWrite {
+		c.writing.Lock()   // until that write is done
+		c.writing.Unlock() //nolint:staticcheck // nothing is guarded: it is waited for
+	}
+	return c.Conn.Read(b)
 }
 
 // Close closes the connection.
@@ -189,6 +261,15 @@ func (c *conn) SyscallConn() (syscall.RawConn, error) {
 
 var errTooManyConnections = errors.New("caller has too many connections: limits.connections_per_caller")
 
+// owned is a connection's AuthInfo, and the connection.
+type owned struct {
+	credentials.AuthInfo
+	conn *conn
+}
+
+// Unwrap returns the AuthInfo of the handshake.
+func (o owned) Unwrap() credentials.AuthInfo { return o.AuthInfo }
+
 // claiming counts connections per caller, as soon as a handshake has shown
 // whose they are.
 type claiming struct {
@@ -203,14 +284,15 @@ func (c claiming) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo,
 		return nil, nil, err
 	}
 	known, ok := info.(interface{ Caller() policy.Caller })
-	owned, counted := raw.(*conn)
+	accepted, counted := raw.(*conn)
 	if !ok || !counted {
 		return nil, nil, errors.Join(fmt.Errorf("handshake gave %T over %T", info, raw), proved.Close())
 	}
-	if !c.all.claim(owned, callerKey(known.Caller())) {
+	if !c.all.claim(accepted, callerKey(known.Caller())) {
+		c.all.log("its caller has too many: limits.connections_per_caller", slog.String("identity", known.Caller().Name))
 		return nil, nil, errors.Join(errTooManyConnections, proved.Close())
 	}
-	return proved, info, nil
+	return proved, owned{info, accepted}, nil
 }
 
 // Clone returns c: nothing of it changes.

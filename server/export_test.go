@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"time"
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
@@ -44,6 +45,9 @@ func (s *Server) Registered() map[string]grpc.ServiceInfo { return s.grpc.GetSer
 // Allowed reports whether a connection from addr may be served.
 func Allowed(allow []netip.Prefix, addr net.Addr) bool { return allowed(allow, addr) }
 
+// MaxHeaderBytes is how much metadata is read.
+const MaxHeaderBytes = maxHeaderBytes
+
 // What bounds the log.
 const (
 	LinesPerSecond = linesPerSecond
@@ -56,3 +60,14 @@ func NewQuiet() func(slog.Level) (left uint64, ok bool) {
 	q := &quiet{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)}
 	return q.next
 }
+
+// CutOffAfter sets how long the peers of connections that are yet to come may
+// leave an answer in their sockets.
+func (s *Server) CutOffAfter(d time.Duration) {
+	s.conns.mu.Lock()
+	defer s.conns.mu.Unlock()
+	s.conns.stuck = d
+}
+
+// OpenTimeout is how long a call may take that needs no verb.
+const OpenTimeout = openTimeout

@@ -4,14 +4,15 @@ import (
 	"context"
 	"errors"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/tap"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
-	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/sealer"
 )
 
@@ -52,7 +53,20 @@ type Call struct {
 	prefix string // of the request id
 	number uint64
 	tenant string // as the request names it: not checked
+	pass   limit.Pass
 	hold   limit.Hold
+	// leaving says that an answer gives back what the call holds, left that it
+	// has been given back.
+	leaving bool
+	left    atomic.Bool
+}
+
+// leave gives back what the call holds.
+func (c *Call) leave() {
+	if c.left.CompareAndSwap(false, true) {
+		c.pass.Leave()
+		c.hold.Release()
+	}
 }
 
 type callKey struct{}
@@ -98,17 +112,22 @@ func (s *Server) register(desc *grpc.ServiceDesc, impl any) {
 // gated returns the handler of a unary method.
 func (s *Server) gated(full string, m *grpc.MethodDesc) grpc.StreamHandler {
 	verb := methods()[full]
-	s.unaryMethods[full] = struct{}{}
+	s.unaryMethods[full] = verb
 	return func(srv any, stream grpc.ServerStream) error {
 		ctx, c := s.begin(stream.Context(), verb)
 		info := &grpc.UnaryServerInfo{Server: srv, FullMethod: full}
+		defer func() {
+			if !c.leaving {
+				c.leave()
+			}
+		}()
 		reply, err := s.chained(ctx, info, 0, func(ctx context.Context, _ any) (any, error) {
 			return s.admitted(ctx, c, m, srv, stream)
 		})
 		if err != nil {
 			return err
 		}
-		return stream.SendMsg(reply)
+		return s.send(stream, c, reply)
 	}
 }
 
@@ -124,12 +143,9 @@ func (s *Server) chained(ctx context.Context, info *grpc.UnaryServerInfo, i int,
 
 // admitted answers a call if its caller may make one now.
 func (s *Server) admitted(ctx context.Context, c *Call, m *grpc.MethodDesc, srv any, stream grpc.ServerStream) (any, error) {
-	pass, err := s.enter(ctx, c)
-	if err != nil {
+	if err := s.enter(ctx, c); err != nil {
 		return nil, err
 	}
-	defer pass.Leave()
-	defer c.hold.Release()
 	reply, err := m.Handler(srv, ctx, func(req any) error { return s.receive(ctx, c, stream, req) }, nil)
 	if err != nil && c.Verb != openToAll {
 		return nil, ours(ctx, err)
@@ -148,35 +164,46 @@ func ours(ctx context.Context, err error) error {
 	return fail(ctx, err)
 }
 
-// enter finds out who calls, and whether the caller's limits allow a call now.
-func (s *Server) enter(ctx context.Context, c *Call) (limit.Pass, error) {
+// enter finds out who calls, and whether the caller may make a call now. Who may
+// do what the method does for no tenant at all is denied here, before its
+// message costs anything; that tells nothing about tenants.
+func (s *Server) enter(ctx context.Context, c *Call) error {
 	if s.draining.Load() && c.Verb != openToAll { // health goes on
-		return limit.Pass{}, s.refuse(ctx, sealer.Draining, drainRetry, nil)
+		return s.refuse(ctx, sealer.Draining, drainRetry, nil)
 	}
 	caller, err := s.source.Caller(ctx)
 	if err != nil {
-		return limit.Pass{}, s.refuse(ctx, sealer.Unauthenticated, 0, err)
+		return s.refuse(ctx, sealer.Unauthenticated, 0, err)
 	}
-	name, own := s.policy().Who(caller)
+	rules := s.policy()
+	name, own := rules.Who(caller)
 	if name == caller.Name {
 		name = callerKey(caller) // nobody gets more by taking another group
 	}
 	c.Caller, c.CallerName = caller, name
 	if c.Verb == openToAll {
-		return s.take(ctx, s.open, name, openLimit())
+		return s.take(ctx, c, s.open.Callers, openLimit())
 	}
-	return s.take(ctx, s.limits.Callers, name, limit.Limit(own).Or(s.limits.Caller))
+	if err := s.take(ctx, c, s.limits.Callers, limit.Limit(own).Or(s.limits.Caller)); err != nil {
+		return err
+	}
+	if !rules.Any(caller, c.Verb, s.clock.At(time.Now())) {
+		return s.refuse(ctx, sealer.PermissionDenied, 0, nil)
+	}
+	return nil
 }
 
-func (s *Server) take(ctx context.Context, table *limit.Table, name string, l limit.Limit) (limit.Pass, error) {
-	pass, wait, ok := table.Enter(name, l)
+// take counts the call until it leaves.
+func (s *Server) take(ctx context.Context, c *Call, table *limit.Table, l limit.Limit) error {
+	pass, wait, ok := table.Enter(c.CallerName, l)
 	switch {
 	case ok:
-		return pass, nil
+		c.pass = pass
+		return nil
 	case wait > 0:
-		return pass, s.refuse(ctx, sealer.RateLimited, wait, errRate)
+		return s.refuse(ctx, sealer.RateLimited, wait, errRate)
 	}
-	return pass, s.refuse(ctx, sealer.Overloaded, overloadRetry, errCalls)
+	return s.refuse(ctx, sealer.Overloaded, overloadRetry, errCalls)
 }
 
 // What a refused call's log line says.
@@ -192,30 +219,42 @@ func (s *Server) refuse(ctx context.Context, r sealer.Reason, retryAfter time.Du
 }
 
 // receive reads the message once there is room for the longest one there may
-// be, and then keeps the room that its actual length needs.
+// be, keeps the room that its actual length needs, and takes it apart.
 func (s *Server) receive(ctx context.Context, c *Call, stream grpc.ServerStream, req any) error {
 	if err := s.makeRoom(ctx, c); err != nil {
 		return err
 	}
-	if err := stream.RecvMsg(req); err != nil {
+	var m received
+	if err := stream.RecvMsg(&m); err != nil {
 		return &receiveError{err}
+	}
+	defer m.buffer.Free()
+	raw := m.buffer.ReadOnlyData()
+	c.hold.Shrink(callBytes + 2*int64(len(raw))) // the request and an answer as long
+	if err := checkShape(raw, req); err != nil {
+		return fail(ctx, err)
+	}
+	if err := proto.Unmarshal(raw, req.(proto.Message)); err != nil {
+		return &receiveError{unreadable(err)}
 	}
 	if named, ok := req.(interface{ GetTenant() string }); ok {
 		c.tenant = named.GetTenant()
 	}
-	c.hold.Shrink(callBytes + 2*int64(dataLen(req))) // the request's data and the answer's
 	return nil
 }
 
 func (s *Server) makeRoom(ctx context.Context, c *Call) (err error) {
-	n := s.room
+	bytes := s.limits.Bytes
+	if c.Verb == openToAll {
+		bytes = s.open.Bytes
+	}
 	var ok bool
-	if c.hold, ok = s.limits.Bytes.TryAcquire(c.CallerName, n); ok {
+	if c.hold, ok = bytes.TryAcquire(c.CallerName, s.room); ok {
 		return nil
 	}
 	waiting, cancel := context.WithTimeout(ctx, roomWait)
 	defer cancel()
-	if c.hold, err = s.limits.Bytes.Acquire(waiting, c.CallerName, n); err == nil {
+	if c.hold, err = bytes.Acquire(waiting, c.CallerName, s.room); err == nil {
 		return nil
 	}
 	if ctx.Err() != nil {
@@ -228,28 +267,37 @@ func (s *Server) makeRoom(ctx context.Context, c *Call) (err error) {
 // limit of n bytes: the longest request, and an answer as long.
 func RoomForCall(n int) int64 { return 2*int64(maxRequest(n)) + callBytes }
 
-// dataLen returns the length of a request's data, in bytes.
-func dataLen(req any) int {
-	switch req := req.(type) {
-	case *keysidecarv1.SealRequest:
-		return len(req.GetPlaintext())
-	case *keysidecarv1.UnsealRequest:
-		return len(req.GetSealed())
-	}
-	return 0
-}
+// openTimeout is how long a call may take that needs no verb.
+const openTimeout = 2 * time.Second
 
 // capDeadline is gRPC's tap: it ends calls that have no deadline, or a later
 // one than a call may have, so that nobody keeps a message half sent. It
 // refuses nothing: gRPC 1.85 does not free the timer of a call that a tap
 // refuses before the deadline that the peer chose.
 func (s *Server) capDeadline(ctx context.Context, info *tap.Info) (context.Context, error) {
-	if _, unary := s.unaryMethods[info.FullMethodName]; !unary {
+	verb, unary := s.unaryMethods[info.FullMethodName]
+	longest := s.callTimeout
+	switch {
+	case !unary:
+		return ctx, nil
+	case verb == openToAll:
+		longest = min(longest, openTimeout)
+	}
+	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= longest {
 		return ctx, nil
 	}
-	if deadline, ok := ctx.Deadline(); ok && time.Until(deadline) <= s.callTimeout {
-		return ctx, nil
-	}
-	capped, _ := context.WithTimeout(ctx, s.callTimeout) //nolint:govet // the stream cancels ctx when it ends, and that capped
+	capped, _ := context.WithTimeout(ctx, longest) //nolint:govet // the stream cancels ctx when it ends, and that capped
 	return capped, nil
+}
+
+// openLimits are those of methods that need no verb. They are not taken from
+// the callers' own, so that a probe works while its user's calls are refused.
+func openLimits(room int64) (*Limits, error) {
+	callers, err := limit.New(limit.Config{})
+	if err != nil {
+		return nil, err
+	}
+	const at = 8 // messages that may be on their way, one of each caller
+	bytes, err := limit.NewBytes(limit.BytesConfig{Total: at * room, Share: 1.0 / at})
+	return &Limits{Callers: callers, Bytes: bytes}, err
 }

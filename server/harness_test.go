@@ -78,7 +78,10 @@ type running struct {
 func rules(t *testing.T, limits tenant.Limits) *policy.Policy {
 	t.Helper()
 	uid := uint32(os.Geteuid())
-	p, err := policy.New(policy.Config{Callers: []policy.CallerRule{{Name: "me", UID: &uid, Limits: limits}}})
+	p, err := policy.New(policy.Config{
+		Callers: []policy.CallerRule{{Name: "me", UID: &uid, Limits: limits}},
+		Rules:   []policy.Rule{{Callers: []string{"me"}, Tenants: []string{"*"}, Verbs: []string{"seal", "unseal", "admin.status"}}},
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

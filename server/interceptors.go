@@ -150,10 +150,13 @@ func (s *Server) log(
 	if _, unread := errors.AsType[*receiveError](err); unread {
 		level = slog.LevelInfo // the caller's mistake, whatever gRPC calls it
 	}
+	if e, ok := errors.AsType[*callError](err); ok && code == codes.ResourceExhausted && e.retryAfter > 0 {
+		level = slog.LevelWarn // a limit was met, not a message too long
+	}
 	if !s.logger.Enabled(ctx, level) {
 		return resp, err
 	}
-	suppressed, ok := s.quiet.next(level)
+	suppressed, ok := s.quiet[min(code, codes.Unauthenticated)].next(level)
 	if !ok {
 		return resp, err
 	}
@@ -199,7 +202,8 @@ func levelOf(c codes.Code) slog.Level {
 	return slog.LevelInfo
 }
 
-// quiet keeps calls that go wrong by the thousand from filling the log.
+// quiet keeps calls that go wrong by the thousand from filling the log. There
+// is one for each code, so that a flood of one hides no other.
 type quiet struct {
 	lines *rate.Limiter
 	left  atomic.Uint64
@@ -231,12 +235,25 @@ func (s *Server) enterStream(
 	srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler,
 ) error {
 	ctx, c := s.begin(ss.Context(), openToAll)
-	pass, err := s.enter(ctx, c)
-	if err != nil {
+	defer c.leave()
+	if err := s.enter(ctx, c); err != nil {
 		return s.finish(ctx, "", err)
 	}
-	defer pass.Leave()
-	return handler(srv, &boundStream{ServerStream: ss, ctx: ctx})
+	return handler(srv, &boundStream{ServerStream: ss, ctx: ctx, receive: func(m any) error { return s.receivePart(ctx, c, ss, m) }})
+}
+
+// receivePart reads a message of a stream. One that is on its way for too long
+// costs the peer its connection, since nothing else ends a stream that has no
+// deadline; a stream on which nothing comes is left alone.
+func (s *Server) receivePart(ctx context.Context, c *Call, ss grpc.ServerStream, m any) error {
+	if err := s.makeRoom(ctx, c); err != nil {
+		return s.finish(ctx, "", err)
+	}
+	defer c.hold.Release()
+	if cut := connOf(ctx); cut != nil {
+		defer time.AfterFunc(openTimeout, func() { _ = cut.Close() }).Stop()
+	}
+	return ss.RecvMsg(m)
 }
 
 // endAtDrain ends health.Watch streams soon after draining begins; they would
@@ -253,7 +270,16 @@ func (s *Server) endAtDrain(
 
 type boundStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx     context.Context
+	receive func(any) error // nil: the stream's own
+}
+
+// RecvMsg receives a message as an interceptor wants it.
+func (s *boundStream) RecvMsg(m any) error {
+	if s.receive != nil {
+		return s.receive(m)
+	}
+	return s.ServerStream.RecvMsg(m)
 }
 
 // Context returns the context that an interceptor gave the stream.

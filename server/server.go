@@ -16,12 +16,12 @@ import (
 
 	"golang.org/x/time/rate"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 
-	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/sealer"
@@ -34,8 +34,9 @@ const (
 	defaultConnections          = 1024
 	defaultConnectionsPerCaller = 128
 	defaultCallTimeout          = 30 * time.Second
-	// windowBytes is how much of one message, and of all messages of one
-	// connection, a peer may send before it is read: RFC 9113, section 5.2.
+	// windowBytes is how much of a message a peer may send before anybody reads
+	// it: RFC 9113, section 5.2. Less is not possible. gRPC extends the window of
+	// a connection without waiting for a reader, so that it bounds nothing.
 	windowBytes = 64 << 10
 	connBytes   = 1 << 20
 
@@ -46,7 +47,7 @@ const (
 	// watchTime is how long health.Watch has to report NOT_SERVING at drain,
 	// before its streams are ended.
 	watchTime      = 200 * time.Millisecond
-	maxHeaderBytes = 32 << 10
+	maxHeaderBytes = 16 << 10
 	streamWorkers  = 64
 )
 
@@ -139,11 +140,12 @@ type Server struct {
 	source identity.Source
 	policy func() *policy.Policy
 	limits *Limits
-	open   *limit.Table // calls of methods that need no verb
+	open   *Limits // of calls of methods that need no verb
+	clock  *policy.Clock
 	allow  []netip.Prefix
 
 	interceptors []grpc.UnaryServerInterceptor
-	unaryMethods map[string]struct{} // filled before Serve
+	unaryMethods map[string]policy.Verb // filled before Serve
 	refused      func(sealer.Reason)
 	room         int64 // what a call may need of the bytes in flight
 	callTimeout  time.Duration
@@ -151,7 +153,7 @@ type Server struct {
 	draining atomic.Bool
 	conns    *connections
 	inflight atomic.Int64 // calls under way
-	quiet    quiet
+	quiet    [codes.Unauthenticated + 1]quiet
 	// idPrefix and calls make request ids.
 	idPrefix string
 	calls    atomic.Uint64
@@ -166,19 +168,22 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
-	table, err := limit.New(limit.Config{})
+	room := RoomForCall(cmp.Or(cfg.MaxUnary, sealer.DefaultMaxPlaintext))
+	open, err := openLimits(room)
 	if err != nil {
 		return nil, err
 	}
 	s := &Server{
 		health: health.NewServer(), logger: cfg.Logger, source: cfg.Source, policy: cfg.Policy, limits: cfg.Limits,
-		open: table, allow: cfg.Allow, refused: cfg.Refused, idPrefix: rand.Text()[:10] + "-",
-		room:         RoomForCall(cmp.Or(cfg.MaxUnary, sealer.DefaultMaxPlaintext)),
+		open: open, clock: policy.NewClock(), allow: cfg.Allow, refused: cfg.Refused, idPrefix: rand.Text()[:10] + "-",
+		room:         room,
 		callTimeout:  cmp.Or(cfg.CallTimeout, defaultCallTimeout),
-		unaryMethods: make(map[string]struct{}),
-		quiet:        quiet{lines: rate.NewLimiter(linesPerSecond, linesAtOnce)},
+		unaryMethods: make(map[string]policy.Verb),
 		conns: newConnections(cmp.Or(cfg.Connections, defaultConnections),
-			cmp.Or(cfg.ConnectionsPerCaller, defaultConnectionsPerCaller)),
+			cmp.Or(cfg.ConnectionsPerCaller, defaultConnectionsPerCaller), cfg.Logger),
+	}
+	for i := range s.quiet {
+		s.quiet[i].lines = rate.NewLimiter(linesPerSecond, linesAtOnce)
 	}
 	if s.refused == nil {
 		s.refused = func(sealer.Reason) {}
@@ -212,6 +217,7 @@ func (s *Server) options(cfg Config) []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.Creds(claiming{cfg.Source.Credentials(), s.conns}),
 		grpc.InTapHandle(s.capDeadline),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ChainStreamInterceptor(s.stream(cfg.Stream)...),
 		grpc.MaxRecvMsgSize(maxRequest(cmp.Or(cfg.MaxUnary, sealer.DefaultMaxPlaintext))),
 		grpc.MaxConcurrentStreams(cmp.Or(cfg.CallsPerConnection, defaultCallsPerConnection)),

@@ -77,3 +77,8 @@ func newCallError(
 	}
 	return &callError{status: st, reason: reason, retryAfter: retryAfter, cause: cause}
 }
+
+// unreadable is gRPC's own answer to a message that does not decode.
+func unreadable(err error) error {
+	return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: %v", err)
+}

@@ -106,6 +106,9 @@ func (a *admin) Evict(ctx context.Context, req *keysidecarv1.EvictRequest) (*key
 	drop, which := func(tenant.ID) bool { return true }, "every tenant"
 	switch {
 	case req.GetAll() == (req.GetTenant() != ""):
+		if err := a.allowAll(ctx); err != nil {
+			return nil, err
+		}
 		return nil, sealer.NewError(sealer.InvalidRequest, errors.New("a tenant or all has to be asked for, and not both"))
 	case req.GetAll():
 		if err := a.allowAll(ctx); err != nil {

@@ -155,6 +155,13 @@ func TestEvict(t *testing.T) {
 			t.Errorf("%s: %v, %d DEKs left", name, err, n.Stats().Cached)
 		}
 	}
+	n.load(t, "policy.yaml",
+		strings.Replace(admitMe(), "admin.evict, ", "", 1)+"- {callers: [me], tenants: [aa], verbs: [admin.evict]}\n")
+	for name, req := range map[string]*keysidecarv1.EvictRequest{"nothing": {}, "both": {All: true, Tenant: "bb"}} {
+		if _, err := rpc.Evict(t.Context(), req); reasonOf(err) != "PERMISSION_DENIED" {
+			t.Errorf("%s, by who may evict one tenant: %v", name, err)
+		}
+	}
 }
 
 // all lists the tenants.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"golang.org/x/net/netutil"
 	"google.golang.org/grpc"
 
 	"github.com/keysidecar/keysidecar/config"
@@ -74,7 +75,7 @@ func (s *Sidecar) buildDEKs(opts Options) (err error) {
 		CacheEntries: c.Cache.Entries, TenantShare: c.Cache.TenantShare,
 		SoftAge: c.DEK.SoftAge, HardAge: c.DEK.HardAge(),
 		MaxMessages: c.DEK.MaxMessages, MaxBytes: uint64(c.DEK.MaxBytes),
-		PollInterval: c.KeyVault.PollInterval, LoadTimeout: c.KeyVault.LoadTimeout,
+		PollInterval: c.KeyVault.PollInterval, LoadTimeout: c.KeyVault.LoadTimeout, PatientWaiters: c.Limits.Tenant.Waiting,
 		Negative: dek.Negative(c.Cache.Negative),
 		Record:   opts.Record,
 	})
@@ -179,11 +180,31 @@ func (s *Sidecar) buildLimits(opts Options) error {
 		return err
 	}
 	s.bytesLimit = total
+	if s.adminLimits, err = newAdminLimits(limit.Limit{Rate: c.Caller.Rate, Burst: c.Caller.Burst, Calls: adminCalls}); err != nil {
+		return err
+	}
 	s.limits = &server.Limits{
 		Callers: callers, Bytes: bytes,
 		Caller: limit.Limit{Rate: c.Caller.Rate, Burst: c.Caller.Burst, Calls: c.Caller.Calls},
 	}
 	return nil
+}
+
+// adminMessage is the longest message of an operator, in bytes.
+const adminMessage = 64 << 10
+
+// adminCalls is how many calls of one operator are under way at a time.
+const adminCalls = 16
+
+// newAdminLimits makes limits of operators' calls. They are apart, so that an
+// operator gets in when callers have taken all there is.
+func newAdminLimits(each limit.Limit) (*server.Limits, error) {
+	callers, err := limit.New(limit.Config{})
+	if err != nil {
+		return nil, err
+	}
+	bytes, err := limit.NewBytes(limit.BytesConfig{Total: 16 * server.RoomForCall(adminMessage), Share: 0.5})
+	return &server.Limits{Callers: callers, Bytes: bytes, Caller: each}, err
 }
 
 // openDoors opens the listeners: one for each way to prove who one is.
@@ -201,7 +222,9 @@ func (s *Sidecar) openDoors(Options) error {
 	if err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
-	if err := s.open("admin", socket, server.Config{Admin: &admin{s: s}, Source: peers, Reflection: s.cfg.Server.Reflection}); err != nil {
+	if err := s.open("admin", socket, server.Config{
+		Admin: &admin{s: s}, Source: peers, Reflection: s.cfg.Server.Reflection, Limits: s.adminLimits, MaxUnary: adminMessage,
+	}); err != nil {
 		return err
 	}
 	return errors.Join(s.openTCP(), s.openMetrics())
@@ -232,9 +255,12 @@ func (s *Sidecar) openTCP() (err error) {
 // open adds a door. It closes ln if that does not work.
 func (s *Sidecar) open(name string, ln net.Listener, cfg server.Config) error {
 	c := &s.cfg.Limits
-	cfg.Logger, cfg.Limits, cfg.Refused = s.log, s.limits, s.metrics.ObserveRefusal
+	cfg.Logger, cfg.Refused = s.log, s.metrics.ObserveRefusal
+	if cfg.Limits == nil {
+		cfg.Limits = s.limits
+	}
 	cfg.Policy = func() *policy.Policy { return s.loaded.Load().rules.Policy }
-	cfg.MaxUnary = int(c.UnaryBytes)
+	cfg.MaxUnary = cmp.Or(cfg.MaxUnary, int(c.UnaryBytes))
 	cfg.CallsPerConnection = uint32(c.CallsPerConnection) //nolint:gosec // config bounds it
 	cfg.CallTimeout, cfg.Connections, cfg.ConnectionsPerCaller = c.CallTimeout, c.Connections, c.ConnectionsPerCaller
 	cfg.Unary = []grpc.UnaryServerInterceptor{s.metrics.Unary()}
@@ -248,13 +274,31 @@ func (s *Sidecar) open(name string, ln net.Listener, cfg server.Config) error {
 }
 
 // openMetrics opens the listener for Prometheus, if there is one.
-func (s *Sidecar) openMetrics() (err error) {
+func (s *Sidecar) openMetrics() error {
 	if s.cfg.Metrics.Listen == "" {
 		return nil
 	}
-	if s.web, err = net.Listen("tcp", s.cfg.Metrics.Listen); err != nil {
+	ln, err := net.Listen("tcp", s.cfg.Metrics.Listen)
+	if err != nil {
 		return fmt.Errorf("listening for metrics: %w", err)
 	}
-	s.http = &http.Server{Handler: s.metrics.Handler(), ReadHeaderTimeout: 5 * time.Second}
+	s.http, s.web = newWeb(ln, s.metrics.Handler())
 	return nil
+}
+
+// Limits of the listener for Prometheus, where nobody says who they are. Who is
+// too many waits, at most until the others' time is over.
+const (
+	webConns   = 32
+	webHeaders = 16 << 10         // bytes
+	webRead    = 5 * time.Second  // for the first request, and for the whole of one
+	webWrite   = 30 * time.Second // for the answer
+	webIdle    = time.Second      // from an answer to the next request
+)
+
+// newWeb returns a server, and the listener for it to serve on.
+func newWeb(ln net.Listener, h http.Handler) (*http.Server, net.Listener) {
+	return &http.Server{
+		Handler: h, ReadTimeout: webRead, WriteTimeout: webWrite, IdleTimeout: webIdle, MaxHeaderBytes: webHeaders,
+	}, netutil.LimitListener(ln, webConns)
 }

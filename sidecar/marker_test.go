@@ -254,7 +254,7 @@ func endings() []ending {
 	return []ending{
 		// The loudest that "keysidecar serve" accepts, and more.
 		{"that drained", []string{
-			"GRPC_GO_LOG_SEVERITY_LEVEL=warning", "GRPC_GO_LOG_VERBOSITY_LEVEL=99", "GRPC_BINARY_LOG_FILTER=*",
+			"GRPC_GO_LOG_SEVERITY_LEVEL=error", "GRPC_GO_LOG_VERBOSITY_LEVEL=99", "GRPC_BINARY_LOG_FILTER=*",
 			"AZURE_SDK_GO_LOGGING=yes", "GOTRACEBACK=system",
 		}, func(t *testing.T, l *life) {
 			l.in.Close()

@@ -182,6 +182,11 @@ func (k *kind) may(granted []string, verb, tenant string, now time.Time) bool {
 	return false
 }
 
+// mayAny is whether the caller may do what verb says for some tenant.
+func (k *kind) mayAny(granted []string, verb string, now time.Time) bool {
+	return k.is && slices.Contains(granted, verb) && (k.end.IsZero() || now.Before(k.end)) && len(k.tenants) > 0
+}
+
 // refusal is what is said about a rule that grants the kind a verb that cannot
 // be granted to it: "" if it can.
 func (k *kind) refusal(verb string) string {
@@ -284,6 +289,9 @@ func (m *matrix) cell(k *kind, granted []string, name string, r row, tenant stri
 	switch {
 	case m.doors["AdminService"] == m.doors["SealService"] && strings.HasPrefix(name, "AdminService"):
 		want = "Unimplemented"
+	case !k.mayAny(granted, r.verb, time.Now()): // known before the message is read
+		want = "PERMISSION_DENIED"
+		m.denied++
 	case tenant == illFormed:
 		want = "INVALID_TENANT"
 	case !k.may(granted, r.verb, tenant, time.Now()):

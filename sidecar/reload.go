@@ -50,14 +50,20 @@ var errChanged = errors.New("a file changed while the files were read: reload ag
 // was. warnings say what the new files take away from data that is sealed
 // already.
 func (s *Sidecar) Reload(ctx context.Context) (warnings []string, err error) {
+	return s.reload(ctx, false)
+}
+
+// reload is Reload. Again, it does not log what was wrong before and still is.
+func (s *Sidecar) reload(ctx context.Context, again bool) (warnings []string, err error) {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
 	cfg, warnings, err := s.read(s.loaded.Load().cfg)
 	s.metrics.ObserveReload(err == nil)
 	if err != nil {
 		lines := strings.Split(err.Error(), "\n")
-		s.problems.Store(&lines)
-		s.log.LogAttrs(ctx, slog.LevelError, "reload refused: the files read before stay in effect", slog.Any("problems", lines))
+		if before := s.problems.Swap(&lines); !again || !slices.Equal(lines, *before) {
+			s.log.LogAttrs(ctx, slog.LevelError, "reload refused: the files read before stay in effect", slog.Any("problems", lines))
+		}
 		return nil, err
 	}
 	s.problems.Store(new([]string))
@@ -80,8 +86,8 @@ func (s *Sidecar) read(old *config.Config) (cfg *config.Config, warnings []strin
 	if cfg, err = config.Reload(old); err != nil {
 		return nil, nil, err
 	}
-	for _, f := range config.Check(old, cfg) {
-		warnings = append(warnings, f.String())
+	if warnings, err = takenAway(old, cfg); err != nil {
+		return nil, nil, err
 	}
 	if !slices.Equal(files, fingerprint(s.cfg.Files())) {
 		return nil, nil, errChanged
@@ -90,6 +96,24 @@ func (s *Sidecar) read(old *config.Config) (cfg *config.Config, warnings []strin
 		err = s.certs.Reload()
 	}
 	return cfg, warnings, err
+}
+
+// takenAway returns what the new files take away from data that is sealed
+// already. What is never right is an error: what is sealed before somebody
+// corrects it would be lost. Who means it restarts the sidecar.
+func takenAway(old, cfg *config.Config) (warnings []string, err error) {
+	refused := []string{"data that is sealed already would not open; if that is meant, restart:"}
+	for _, f := range config.Check(old, cfg) {
+		if f.Kind.Refuses() {
+			refused = append(refused, f.String())
+		} else {
+			warnings = append(warnings, f.String())
+		}
+	}
+	if len(refused) > 1 {
+		return nil, errors.New(strings.Join(refused, "\n"))
+	}
+	return warnings, nil
 }
 
 // evictRefused wipes the DEKs of tenants for which every operation is refused.
@@ -112,7 +136,13 @@ func (s *Sidecar) wipeRefused() int {
 // some.
 const wipeInterval = 5 * time.Second
 
-// watch reloads when files have changed, until ctx ends.
+// retryInterval is how long after a reload of its own that failed watch tries
+// again, though no file has changed: what was wrong may not show in any, such as
+// permissions, or too many open files.
+const retryInterval = time.Minute
+
+// watch reloads when files have changed, and when the last reload failed, until
+// ctx ends.
 func (s *Sidecar) watch(ctx context.Context) {
 	wipe := time.NewTicker(wipeInterval)
 	defer wipe.Stop()
@@ -122,7 +152,7 @@ func (s *Sidecar) watch(ctx context.Context) {
 	if s.cfg.ReloadInterval == 0 {
 		look.Stop()
 	}
-	var before []fileState
+	w := watcher{Sidecar: s}
 	for {
 		select {
 		case <-ctx.Done():
@@ -132,21 +162,32 @@ func (s *Sidecar) watch(ctx context.Context) {
 				s.wipeRefused()
 			}
 		case <-look.C:
-			before = s.look(ctx, before)
+			w.look(ctx)
 			look.Reset(s.cfg.ReloadInterval)
 		}
 	}
 }
 
-// look reloads when the files are not those that were read last, and have
-// stayed as they are for one interval: so that one that is being written is
-// not read half. It returns what it saw, before is what the last look saw.
-func (s *Sidecar) look(ctx context.Context, before []fileState) []fileState {
-	now := fingerprint(s.cfg.Files())
-	if slices.Equal(now, before) && !slices.Equal(now, *s.seen.Load()) {
-		_, _ = s.Reload(ctx) // it has logged what is wrong
+// watcher is what watch remembers.
+type watcher struct {
+	*Sidecar
+	before []fileState // what the last look saw
+	tried  time.Time   // when a look last reloaded
+}
+
+// look reloads when the files are not those that were read last, or could not
+// be read, and have stayed as they are for one interval: so that one that is
+// being written is not read half.
+func (w *watcher) look(ctx context.Context) {
+	now := fingerprint(w.cfg.Files())
+	settled := slices.Equal(now, w.before)
+	w.before = now
+	changed := !slices.Equal(now, *w.seen.Load())
+	retry := len(*w.problems.Load()) > 0 && time.Since(w.tried) >= retryInterval
+	if settled && (changed || retry) {
+		w.tried = time.Now()
+		_, _ = w.reload(ctx, !changed) // it has logged what is wrong
 	}
-	return now
 }
 
 // fileState is what of a file changes when its content does.

@@ -422,3 +422,30 @@ func TestReloadWarns(t *testing.T) {
 		t.Errorf("without a change: %+v, %v", reply, err)
 	}
 }
+
+// TestReloadRefusesWhatLosesData: a KEK's URL that a slip of the hand changes
+// would make one ref mean two keys, and what is sealed until somebody notices
+// would open no more.
+func TestReloadRefusesWhatLosesData(t *testing.T) {
+	site := newSite(t)
+	site.createOctKEK(t, "shared")
+	site.createOctKEK(t, "other")
+	set := site.sharing("id: aa")
+	set.config = "reload_interval: 0s"
+	n := site.start(t, set)
+	sealed := n.seal(t, "aa", "data").Bytes
+	moved := set
+	moved.keks = []string{strings.Replace(set.keks[0], "//shared.", "//other.", 1)}
+	n.put(t, "tenants.yaml", moved.directory())
+	operator := n.operator(t)
+	reply, err := operator.Reload(t.Context())
+	if err != nil || reply.OK || !strings.Contains(strings.Join(reply.Problems, "\n"), "kek-url-changed") {
+		t.Errorf("another URL: %+v, %v, want it refused", reply, err)
+	}
+	n.mustOpen(t, "aa", n.seal(t, "aa", "more").Bytes, "more")
+	n.put(t, "tenants.yaml", set.directory())
+	if reply, err = operator.Reload(t.Context()); err != nil || !reply.OK {
+		t.Errorf("the URL of before: %+v, %v", reply, err)
+	}
+	n.mustOpen(t, "aa", sealed, "data")
+}

@@ -50,7 +50,7 @@ type Sidecar struct {
 	log         *slog.Logger
 	version     string
 	started     time.Time
-	clock       policy.Clock
+	clock       *policy.Clock
 	loaded      atomic.Pointer[loaded]
 	reloading   sync.Mutex
 	problems    atomic.Pointer[[]string] // of the files as they are now
@@ -62,7 +62,8 @@ type Sidecar struct {
 	slab        *secret.Slab
 	vaults      *azurekv.Vaults
 	deks        *dek.Source
-	limits      *server.Limits
+	limits      *server.Limits // of the doors for data
+	adminLimits *server.Limits
 	bytesLimit  int64
 	work        *sealer.Sealer
 	doors       []*door

@@ -2,8 +2,11 @@ package sidecar_test
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -48,7 +51,7 @@ func (w *watched) loads(when string, want, wantRefused int) {
 // that it does in an interval of the bubble's time is to look at them.
 func watch(t *testing.T, every string, set settings, site *site, test func(*testing.T, *watched)) {
 	t.Helper()
-	set.config = "reload_interval: " + every
+	set.config += "\nreload_interval: " + every
 	w := &watched{node: site.start(t, set), ask: make(chan string), got: make(chan string)}
 	go func() {
 		for tenant := range w.ask {
@@ -151,6 +154,57 @@ func TestWatchSlowWriter(t *testing.T) {
 			t.Errorf("with the whole file: aa gets %s, bb %s, cc %s", aa, bb, cc)
 		}
 	})
+}
+
+// What was wrong and does not show in a file's state is tried again, and told
+// once.
+func TestWatchRetries(t *testing.T) {
+	site, metrics := newSite(t), freeAddress(t)
+	site.createOctKEK(t, "shared")
+	set := site.sharing("id: aa")
+	set.config = "metrics: {listen: '" + metrics + "'}"
+	good := only("aa")
+	watch(t, "10s", set, site, func(t *testing.T, w *watched) {
+		name, written := filepath.Join(w.dir, "policy.yaml"), time.Now()
+		write := func(old, text string) { // in place, so that it is as it was but for the content
+			text = strings.Replace(good, old, text, 1)
+			if err := errors.Join(os.WriteFile(name, []byte(text), 0o600), os.Chtimes(name, written, written)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		write("unseal", "unsael")
+		w.pass(1)
+		w.loads("a bad file", 0, 1)
+		w.pass(3)
+		w.loads("the same problem", 0, 1)
+		write("unseal", "nuseal")
+		w.pass(1)
+		w.loads("another problem", 0, 2)
+		for i := range 30 {
+			written = time.Now()
+			write("unseal", fmt.Sprintf("unse%02d", i))
+			<-time.After(5 * time.Second)
+		}
+		w.loads("a file that is being written", 0, 2)
+		write("unseal", "nuseal")
+		w.pass(1)
+		w.loads("a file that was written", 0, 3)
+		_, err := w.Reload(t.Context())
+		w.loads("the same problem, for an operator", 0, 4)
+		if err == nil {
+			t.Error("it did not fail")
+		}
+		write("", "")
+		<-time.After(70 * time.Second)
+		synctest.Wait()
+		w.loads("a good file", 1, 4)
+		w.pass(10)
+		w.loads("nothing to do", 1, 4)
+	})
+	failed, err := strconv.Atoi(scrape(t, metrics, `keysidecar_reloads_total{result="failed"}`))
+	if err != nil || failed < 55 || failed > 62 {
+		t.Errorf("%d reloads failed, %v: want one a minute, 60", failed, err)
+	}
 }
 
 func TestWatchOff(t *testing.T) {

@@ -31,9 +31,9 @@ func checkEnvironment(getenv func(string) string) error {
 		return permanent(errors.New("AZURE_SDK_GO_LOGGING is all, which prints what vaults answer that fail, " +
 			"and what they may echo, such as access tokens and keys: remove it"))
 	}
-	if strings.EqualFold(getenv("GRPC_GO_LOG_SEVERITY_LEVEL"), "info") {
-		return permanent(errors.New("GRPC_GO_LOG_SEVERITY_LEVEL is info, which prints what is written to the socket " +
-			"that is not gRPC, and may be plaintext: remove it, or make it warning"))
+	if level := getenv("GRPC_GO_LOG_SEVERITY_LEVEL"); level != "" && !strings.EqualFold(level, "error") {
+		return permanent(errors.New("GRPC_GO_LOG_SEVERITY_LEVEL is not error: info prints what is written to the socket " +
+			"that is not gRPC, warning what callers send as metadata, and either may be plaintext: remove it, or make it error"))
 	}
 	return nil
 }

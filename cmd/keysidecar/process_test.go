@@ -29,7 +29,11 @@ func TestCheckEnvironment(t *testing.T) {
 		"Azure's is no": {map[string]string{"AZURE_SDK_GO_LOGGING": "no"}, exitDone},
 		"gRPC's log":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "info"}, exitPermanent},
 		"GRPC'S LOG":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "INFO"}, exitPermanent},
-		"gRPC warns":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "warning", "GRPC_GO_LOG_VERBOSITY_LEVEL": "99"}, exitDone},
+		"gRPC warns":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "warning"}, exitPermanent},
+		"GRPC WARNS":    {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "WARNING"}, exitPermanent},
+		"gRPC whispers": {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "debug"}, exitPermanent},
+		"gRPC's errors": {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "error", "GRPC_GO_LOG_VERBOSITY_LEVEL": "99"}, exitDone},
+		"GRPC'S ERRORS": {map[string]string{"GRPC_GO_LOG_SEVERITY_LEVEL": "ERROR"}, exitDone},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if code := codeOf(checkEnvironment(environment(c.vars))); code != c.code {

@@ -48,7 +48,8 @@ type CertificatesConfig struct {
 	// however long the certificate is valid. 0 means 1 hour.
 	MaxAge time.Duration
 	// Logger gets a record of refused handshakes, of at most one a second and
-	// ten at once, with the number of those left out since. Required.
+	// ten at once, with the number of those left out since; and one of each
+	// Reload that finds CertFile expired. Required.
 	Logger *slog.Logger
 }
 
@@ -102,9 +103,14 @@ func newCertificates(cfg CertificatesConfig, read func() (time.Time, time.Durati
 		}
 		c.trustDomain = td
 	}
-	if err := c.Reload(); err != nil {
+	m, expired, err := c.load()
+	if err == nil {
+		err = expired
+	}
+	if err != nil {
 		return nil, err
 	}
+	c.current.Store(m)
 	return c, nil
 }
 
@@ -113,19 +119,36 @@ func newCertificates(cfg CertificatesConfig, read func() (time.Time, time.Durati
 // open, and the identity of each is verified again at its next call. With an
 // error, which names the file, everything stays as it was, the authorities too:
 // an authority that was taken out is trusted until a Reload succeeds.
+//
+// So an own certificate that has expired, which NewCertificates refuses, is no
+// error here but a warning in the log: what it breaks is broken anyway.
 func (c *Certificates) Reload() error {
 	c.reloading.Lock()
 	defer c.reloading.Unlock()
-	m, err := load(c.cfg, c.trustDomain, time.UnixMicro(c.clock.now()))
+	m, expired, err := c.load()
 	if err != nil {
 		return err
 	}
-	m.generation = 1
-	if old := c.current.Load(); old != nil {
-		m.generation = old.generation + 1
+	if expired != nil {
+		c.cfg.Logger.LogAttrs(context.Background(), slog.LevelWarn, "the sidecar's own certificate is refused by its callers",
+			slog.String("file", c.cfg.CertFile), slog.Time("expired", m.own.Leaf.NotAfter), slog.Any("cause", expired))
 	}
+	m.generation = c.current.Load().generation + 1
 	c.current.Store(m)
 	return nil
+}
+
+// load reads the files. expired says that the own certificate is, and is no
+// reason to do without the rest.
+func (c *Certificates) load() (m *material, expired, err error) {
+	now := time.UnixMicro(c.clock.now())
+	if m, err = load(c.cfg, c.trustDomain, now); err != nil {
+		return nil, nil, err
+	}
+	if leaf := m.own.Leaf; now.After(leaf.NotAfter) {
+		expired = fmt.Errorf("certificate in %s expired at %s: renew it", c.cfg.CertFile, leaf.NotAfter.Format(time.RFC3339))
+	}
+	return m, expired, nil
 }
 
 // Credentials returns credentials that let nobody in but callers.

@@ -26,12 +26,13 @@ const (
 
 // material is what the files held at one time. It is immutable.
 type material struct {
-	generation  uint64 // counts from 1
+	generation  uint64 // one more with each Reload
 	own         tls.Certificate
 	authorities authorities
 }
 
-// load reads the files of cfg. Its errors name the file.
+// load reads the files of cfg. Its errors name the file. That cfg.CertFile has
+// expired is not among them.
 func load(cfg CertificatesConfig, td spiffeid.TrustDomain, now time.Time) (*material, error) {
 	own, err := loadPair(cfg.CertFile, cfg.KeyFile, now)
 	if err != nil {
@@ -62,13 +63,9 @@ func loadPair(certFile, keyFile string, now time.Time) (tls.Certificate, error) 
 	if err != nil {
 		return tls.Certificate{}, fmt.Errorf("certificate file %s and key file %s: %w", certFile, keyFile, err)
 	}
-	const at = time.RFC3339
-	switch leaf := own.Leaf; {
-	case now.After(leaf.NotAfter):
-		return tls.Certificate{}, fmt.Errorf("certificate in %s expired at %s: renew it", certFile, leaf.NotAfter.Format(at))
-	case now.Before(leaf.NotBefore):
+	if leaf := own.Leaf; now.Before(leaf.NotBefore) {
 		return tls.Certificate{}, fmt.Errorf("certificate in %s is not valid before %s: is the clock right?",
-			certFile, leaf.NotBefore.Format(at))
+			certFile, leaf.NotBefore.Format(time.RFC3339))
 	}
 	return own, nil
 }

@@ -62,6 +62,9 @@ func infoOf(ctx context.Context) (Info, bool) {
 		return Info{}, false
 	}
 	info, ok := p.AuthInfo.(Info)
+	if wrapped, is := p.AuthInfo.(interface{ Unwrap() credentials.AuthInfo }); is {
+		info, ok = wrapped.Unwrap().(Info) // a server may add what it knows of the connection
+	}
 	return info, ok
 }
 

@@ -124,7 +124,6 @@ func TestBadFiles(t *testing.T) {
 		"key of another certificate": {key, func(s *site) { s.write(s.config.KeyFile, 0o600, keyPEM(s.t, s.root.issue(withNames(serverName)))) }, "does not match"},
 		"key that is none":           {key, func(s *site) { s.write(s.config.KeyFile, 0o600, []byte("secret words")) }, "PEM"},
 		"certificate that is none":   {cert, func(s *site) { s.write(s.config.CertFile, 0o600, nil) }, "PEM"},
-		"expired certificate":        {cert, pair(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }), "expired at"},
 		"early certificate":          {cert, pair(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(time.Hour) }), "not valid before"},
 		"empty CA file":              {ca, bundle(func(*site, []byte) []byte { return nil }), "no certificate in it"},
 		"blank CA file":              {ca, bundle(func(*site, []byte) []byte { return []byte(" \n") }), "no certificate in it"},
@@ -177,6 +176,39 @@ func TestBadFiles(t *testing.T) {
 			l.admitted(t, l.dial(t, cfg))
 		})
 	}
+}
+
+// TestExpiredCertificate has a certificate of its own that is expired, which does
+// not keep an authority trusted that was taken out. Nothing starts with it.
+func TestExpiredCertificate(t *testing.T) {
+	s := newSite(t, "")
+	source := s.open()
+	l := serve(t, source, listen(t))
+	live := l.dial(t, s.clientConfig(s.clients.issue(withNames(dnsName))))
+	l.admitted(t, live)
+
+	ended := time.Now().Add(-time.Minute).UTC().Truncate(time.Second)
+	s.writePair(s.root.issue(func(c *x509.Certificate) { c.DNSNames, c.NotAfter = []string{serverName}, ended }))
+	s.writeCAs(newRoot(t, "another"))
+	if err := source.Reload(); err != nil {
+		t.Fatalf("Reload: %v", err)
+	}
+	line, at := s.log.wait(t), ended.Format(time.RFC3339)
+	if !strings.Contains(line, "level=WARN") || !strings.Contains(line, s.config.CertFile) || !strings.Contains(line, at) {
+		t.Errorf("the log has %q: it needs WARN, %s and %s", line, s.config.CertFile, at)
+	}
+	l.refused(t, live, codes.Unauthenticated, "no authority of the client CA file")
+
+	c, err := identity.NewCertificates(s.config)
+	if c != nil || err == nil || !strings.Contains(err.Error(), s.config.CertFile+" expired at "+at) {
+		t.Errorf("NewCertificates: %v, %v", c, err)
+	}
+	s.writePair(s.root.issue(withNames(serverName)))
+	s.writeCAs(s.clients)
+	if err := source.Reload(); err != nil || len(s.log) > 0 {
+		t.Errorf("with a new certificate: %v, %d lines in the log", err, len(s.log))
+	}
+	l.admitted(t, l.dial(t, s.clientConfig(s.clients.issue(withNames(dnsName)))))
 }
 
 // TestBadReloadChangesNothing has a good and a bad file: neither is taken.

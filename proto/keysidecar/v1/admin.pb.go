@@ -77,13 +77,13 @@ type GetStatusResponse struct {
 	KeyMemory string `protobuf:"bytes,4,opt,name=key_memory,json=keyMemory,proto3" json:"key_memory,omitempty"`
 	// The listeners.
 	Listeners []*Listener `protobuf:"bytes,5,rep,name=listeners,proto3" json:"listeners,omitempty"`
-	// Data keys in memory, active ones, and how many there may be.
+	// Data keys that are unwrapped in memory.
 	DeksCached uint64 `protobuf:"varint,6,opt,name=deks_cached,json=deksCached,proto3" json:"deks_cached,omitempty"`
 	// Tenants that have an active data key.
 	DeksActive uint64 `protobuf:"varint,7,opt,name=deks_active,json=deksActive,proto3" json:"deks_active,omitempty"`
 	// The bound on data keys in memory.
 	DeksLimit uint64 `protobuf:"varint,8,opt,name=deks_limit,json=deksLimit,proto3" json:"deks_limit,omitempty"`
-	// Bytes of calls in flight, by actual length, and their bound.
+	// Bytes that calls in flight hold or may need.
 	BytesInFlight uint64 `protobuf:"varint,9,opt,name=bytes_in_flight,json=bytesInFlight,proto3" json:"bytes_in_flight,omitempty"`
 	// The bound on bytes of calls in flight.
 	BytesLimit uint64 `protobuf:"varint,10,opt,name=bytes_limit,json=bytesLimit,proto3" json:"bytes_limit,omitempty"`
@@ -92,7 +92,7 @@ type GetStatusResponse struct {
 	// What is wrong with the files as they are now, one line each: then those
 	// loaded before stay in effect. Empty if nothing is.
 	FileProblems []string `protobuf:"bytes,12,rep,name=file_problems,json=fileProblems,proto3" json:"file_problems,omitempty"`
-	// Rules of the policy and of the tenant directory, and KEKs.
+	// Rules of the policy.
 	PolicyRules uint32 `protobuf:"varint,13,opt,name=policy_rules,json=policyRules,proto3" json:"policy_rules,omitempty"`
 	// Rules of the tenant directory.
 	TenantRules uint32 `protobuf:"varint,14,opt,name=tenant_rules,json=tenantRules,proto3" json:"tenant_rules,omitempty"`
@@ -700,7 +700,7 @@ type PolicyRule struct {
 	Verbs []string `protobuf:"bytes,3,rep,name=verbs,proto3" json:"verbs,omitempty"`
 	// When a break-glass grant ends; absent if it does not.
 	NotAfter *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
-	// The approval of a break-glass grant.
+	// Where a break-glass grant is written down.
 	Ticket string `protobuf:"bytes,5,opt,name=ticket,proto3" json:"ticket,omitempty"`
 	// Whether not_after has passed.
 	Expired       bool `protobuf:"varint,6,opt,name=expired,proto3" json:"expired,omitempty"`
