@@ -93,7 +93,7 @@ expect 42 "$denied" seal 65534 20000 public
 
 # The log says who: by name, or by number.
 for caller in billing uid:10005 uid:10002 uid:0 uid:65534; do
-  logged open "\"code\":\"PermissionDenied\".*\"caller\":\"$caller(/gid:[0-9]+)?\",\"pid\":[0-9]+.*\"reason\":\"PERMISSION_DENIED\""
+  logged open "\"code\":\"PermissionDenied\".*\"caller\":\"$caller\",\"identity\":\"uid:[0-9]+/gid:[0-9]+\",\"pid\":[0-9]+.*\"reason\":\"PERMISSION_DENIED\""
 done
 
 # Not a process but a connection is somebody: two of one process are two callers.
