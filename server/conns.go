@@ -32,14 +32,14 @@ type connections struct {
 	epoch   time.Time
 	mu      sync.Mutex
 	open    map[*conn]struct{}
-	unknown list.List      // of *conn: those of open that no caller has claimed, oldest first
-	callers map[string]int // connections of each caller, by callerKey
+	unknown list.List         // of *conn: those of open that no caller has claimed, oldest first
+	callers map[string]*owner // by callerKey
 	refused uint64
 }
 
 func newConnections(most, perCaller int, logger *slog.Logger) *connections {
 	return &connections{
-		max: most, perCaller: perCaller, stuck: stuckWrite, open: make(map[*conn]struct{}), callers: make(map[string]int),
+		max: most, perCaller: perCaller, stuck: stuckWrite, open: make(map[*conn]struct{}), callers: make(map[string]*owner),
 		epoch: time.Now().Add(-time.Second), logger: logger, quiet: quiet{lines: rate.NewLimiter(refusalsPerSecond, refusalsAtOnce)},
 	}
 }
@@ -109,7 +109,7 @@ func (c *connections) add(raw net.Conn) *conn {
 		c.forget(gone)
 		_ = gone.Conn.Close() // the peer is being cut off
 	}
-	added := &conn{Conn: raw, all: c, stuck: c.stuck}
+	added := &conn{closed: make(chan struct{}), Conn: raw, all: c, stuck: c.stuck}
 	added.place = c.unknown.PushBack(added)
 	c.open[added] = struct{}{}
 	return added
@@ -123,12 +123,14 @@ func (c *connections) claim(owned *conn, key string) bool {
 	if _, open := c.open[owned]; !open {
 		return true // closed meanwhile: there is nothing to count
 	}
-	if c.callers[key] >= c.perCaller {
+	o := c.owner(key)
+	if o.count >= c.perCaller {
 		c.refused++
 		c.forget(owned)
 		return false
 	}
-	c.callers[key]++
+	o.count++
+	owned.brake.Store(&o.brake)
 	c.unknown.Remove(owned.place)
 	owned.caller, owned.place = key, nil
 	return true
@@ -149,9 +151,29 @@ func (c *connections) forget(gone *conn) {
 		c.unknown.Remove(gone.place)
 		return
 	}
-	if c.callers[gone.caller]--; c.callers[gone.caller] == 0 {
-		delete(c.callers, gone.caller)
+	c.callers[gone.caller].count--
+}
+
+// owner is one caller.
+type owner struct {
+	count int // open connections
+	brake brake
+}
+
+// owner returns the caller of that key. A caller without connections is kept
+// while it is braked, so that it gains nothing by connecting again.
+func (c *connections) owner(key string) *owner {
+	for other, o := range c.callers {
+		if o.count == 0 && o.brake.pause(time.Since(c.epoch)) <= 0 {
+			delete(c.callers, other)
+		}
 	}
+	o := c.callers[key]
+	if o == nil {
+		o = new(owner)
+		c.callers[key] = o
+	}
+	return o
 }
 
 type countedListener struct {
@@ -208,6 +230,10 @@ type conn struct {
 	// time, 0 if none is under way.
 	writing sync.Mutex
 	since   atomic.Int64
+
+	brake  atomic.Pointer[brake] // the caller's, nil before the handshake
+	once   sync.Once
+	closed chan struct{} // closed by Close
 }
 
 const (
@@ -235,18 +261,20 @@ func (c *conn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Read reads, but not while a write waits for the peer to read.
+// Read reads, but not while a write waits for the peer to read, and slowly from
+// a caller far over its rate.
 func (c *conn) Read(b []byte) (int, error) {
 	if since := c.since.Load(); since != 0 && time.Since(c.all.epoch)-time.Duration(since) > slowWrite {
 		c.writing.Lock()   // until that write is done
 		c.writing.Unlock() //nolint:staticcheck // nothing is guarded: it is waited for
 	}
-	return c.Conn.Read(b)
+	return c.Conn.Read(c.braked(b))
 }
 
 // Close closes the connection.
 func (c *conn) Close() error {
 	c.all.remove(c)
+	c.once.Do(func() { close(c.closed) })
 	return c.Conn.Close()
 }
 

@@ -71,3 +71,20 @@ func (s *Server) CutOffAfter(d time.Duration) {
 
 // OpenTimeout is how long a call may take that needs no verb.
 const OpenTimeout = openTimeout
+
+// Braked returns raw as a connection of a caller, and what is called for each of
+// the caller's calls that is refused.
+func Braked(raw net.Conn) (braked net.Conn, press func()) {
+	all := newConnections(1, 1, slog.New(slog.DiscardHandler))
+	c := all.add(raw)
+	all.claim(c, "caller")
+	return c, c.slowDown
+}
+
+// What is read of a caller far over its rate.
+const (
+	BrakeRead    = brakeRead
+	BrakeSlack   = brakeSlack
+	BrakeMost    = brakeMost
+	RefusalPause = refusalPause
+)

@@ -196,11 +196,14 @@ func (s *Server) enter(ctx context.Context, c *Call) error {
 // take counts the call until it leaves.
 func (s *Server) take(ctx context.Context, c *Call, table *limit.Table, l limit.Limit) error {
 	pass, wait, ok := table.Enter(c.CallerName, l)
-	switch {
-	case ok:
+	if ok {
 		c.pass = pass
 		return nil
-	case wait > 0:
+	}
+	if flooding := connOf(ctx); flooding != nil {
+		flooding.slowDown()
+	}
+	if wait > 0 {
 		return s.refuse(ctx, sealer.RateLimited, wait, errRate)
 	}
 	return s.refuse(ctx, sealer.Overloaded, overloadRetry, errCalls)

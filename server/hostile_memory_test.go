@@ -10,10 +10,12 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -88,32 +90,31 @@ func TestCostlyMessages(t *testing.T) {
 // is read: as soon as answers wait, no more comes in, and then it is cut off.
 func TestPeersThatReadNothing(t *testing.T) {
 	const after = 2 * time.Second
-	s := start(t, answer(echo), nil)
+	s := start(t, answer(func(context.Context, policy.Verb, sealer.Request) (sealer.Result, error) {
+		return sealer.Result{Data: make([]byte, 60<<10)}, nil
+	}), nil)
 	s.CutOffAfter(after)
-	if _, err := s.rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}); err != nil {
-		t.Fatal(err)
-	}
 	p := s.deaf(t, "")
 	sent := 0
 	p.frame = http2.NewFramer(io.MultiWriter(p.Conn, counting{&sent}), nil)
 	p.must(p.SetDeadline(time.Now().Add(patience)))
 	flooded := make(chan error)
+	before, most := heap(), uint64(0)
+	began := time.Now()
 	go func() {
+		for range 10 { // whose answers fill the socket
+			p.call(sealMethod, &keysidecarv1.SealRequest{})
+		}
 		var err error
 		for err == nil {
-			p.open("/a/b", timeout("1S"))
+			p.open("/a/b", hpack.HeaderField{Name: "x", Value: strings.Repeat("x", 1<<10), Sensitive: true})
 			p.mu.Lock()
-			if clear(p.streams); p.last%4 == 0 {
-				err = p.frame.WriteRSTStream(p.last-1, http2.ErrCodeCancel)
-			} else {
-				err = p.frame.WriteData(p.last-1, true, nil)
-			}
+			clear(p.streams)
+			err = p.frame.WriteRSTStream(p.last-1, http2.ErrCodeCancel)
 			p.mu.Unlock()
 		}
 		flooded <- err
 	}()
-	before, most := heap(), uint64(0)
-	began := time.Now()
 	for {
 		select {
 		case err := <-flooded:

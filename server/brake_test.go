@@ -1,0 +1,76 @@
+package server_test
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/keysidecar/keysidecar/server"
+)
+
+// feed writes without end to the other side of a connection.
+func feed(t *testing.T) net.Conn {
+	t.Helper()
+	ours, theirs := net.Pipe()
+	go func() { // until Close
+		_, err := io.Copy(theirs, zeros{})
+		if !errors.Is(err, io.ErrClosedPipe) {
+			t.Error("feeding:", err)
+		}
+	}()
+	t.Cleanup(func() { theirs.Close() })
+	return ours
+}
+
+type zeros struct{}
+
+func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
+
+// A caller that is refused now and then is read at once, one that floods is
+// read as slowly as its refusals are many, some calls at a time, and never for
+// longer than brakeMost not at all.
+func TestBrake(t *testing.T) {
+	for refusals, wait := range map[int]time.Duration{
+		0: 0, 1: 0, 100: 0, 101: server.RefusalPause, 300: 300*server.RefusalPause - server.BrakeSlack,
+		100_000: server.BrakeMost - server.BrakeSlack,
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			conn, press := server.Braked(feed(t))
+			defer conn.Close()
+			for range refusals {
+				press()
+			}
+			began, buffer := time.Now(), make([]byte, 32<<10)
+			n, err := conn.Read(buffer)
+			if got := time.Since(began); err != nil || got != wait {
+				t.Errorf("%d refusals: read after %v, %v, want %v", refusals, got, err, wait)
+			}
+			if braked := wait > 0; (n > server.BrakeRead) == braked {
+				t.Errorf("%d refusals: %d bytes were read at once", refusals, n)
+			}
+			<-time.After(server.BrakeMost)
+			if n, err = conn.Read(buffer); n <= server.BrakeRead || err != nil {
+				t.Errorf("%d refusals, and then none: %d bytes were read at once, %v", refusals, n, err)
+			}
+		})
+	}
+}
+
+// Nobody waits for a connection that is closed.
+func TestBrakeEndsWithTheConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn, press := server.Braked(feed(t))
+		for range 10_000 {
+			press()
+		}
+		began := time.Now()
+		time.AfterFunc(10*time.Millisecond, func() { conn.Close() })
+		if n, err := io.Copy(new(bytes.Buffer), conn); n != 0 || err == nil || time.Since(began) != 10*time.Millisecond {
+			t.Errorf("%d bytes, %v after %v", n, err, time.Since(began))
+		}
+	})
+}
