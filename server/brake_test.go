@@ -5,10 +5,14 @@ import (
 	"errors"
 	"io"
 	"net"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/keysidecar/keysidecar/internal/limit"
+	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/server"
 )
 
@@ -73,4 +77,27 @@ func TestBrakeEndsWithTheConnection(t *testing.T) {
 			t.Errorf("%d bytes, %v after %v", n, err, time.Since(began))
 		}
 	})
+}
+
+// A flood of calls over a caller's rate is refused a thousand times a second, and
+// waits for the rest of it.
+func TestFloodIsReadSlowly(t *testing.T) {
+	const flood, workers = 800, 32
+	s := start(t, answer(echo), func(c *server.Config) { c.Limits.Caller = limit.Limit{Rate: 1, Burst: 1} })
+	var left atomic.Int64
+	left.Store(flood)
+	began := time.Now()
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for left.Add(-1) >= 0 {
+				_, _ = s.rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}) // refused, but for a few
+			}
+		})
+	}
+	wg.Wait()
+	// Those that were under way together may have been read before the brake.
+	if got, least := time.Since(began), (flood-2*workers)*server.RefusalPause-server.BrakeSlack; got < least {
+		t.Errorf("%d calls were refused within %v, want no less than %v", flood, got, least)
+	}
 }
