@@ -2,6 +2,8 @@ package rows
 
 import (
 	"fmt"
+	"testing"
+	"time"
 
 	"github.com/keysidecar/keysidecar/bench/floor"
 	"github.com/keysidecar/keysidecar/envelope"
@@ -34,4 +36,22 @@ func EnvelopeChunk(plaintext []byte) (got, want string, err error) {
 	header, body := env[:envelope.HeaderSize], env[envelope.HeaderSize:]
 	chunk := floor.New(info(body, boundContext(header))).Seal(nil, testKey(), plaintext)
 	return fmt.Sprintf("chunk %x", chunk), fmt.Sprintf("chunk %x", body[cobblestone.PrefixSize:]), nil
+}
+
+// Decisions returns how many decisions of some kind a row takes, and how many
+// of them have another answer or are about other patterns than the row says.
+func Decisions(t *testing.T, prefix, allowed bool) (n, wrong int) {
+	t.Helper()
+	r, err := newPolicy(10, 1000)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := r.decisions(prefix, allowed)
+	for _, d := range all {
+		why := r.policy.Explain(d.caller, d.verb, d.tenant, time.Unix(1, 0))
+		if why.Allowed != allowed {
+			wrong++
+		}
+	}
+	return len(all), wrong
 }

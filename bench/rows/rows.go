@@ -47,7 +47,11 @@ func New() (*Set, error) {
 	if err != nil {
 		return nil, fmt.Errorf("preparing cache rows: %w", err)
 	}
-	return &Set{Rows: slices.Concat(sealing, cobblestoneRows(), hits), slab: slab}, nil
+	deciding, err := policyRows()
+	if err != nil {
+		return nil, fmt.Errorf("preparing policy rows: %w", err)
+	}
+	return &Set{Rows: slices.Concat(sealing, cobblestoneRows(), hits, deciding), slab: slab}, nil
 }
 
 // Close wipes the key.

@@ -45,7 +45,7 @@ func TestRows(t *testing.T) {
 			}
 		}
 	}
-	if len(claims) != 17 {
+	if len(claims) != 25 {
 		t.Errorf("%d rows", len(claims))
 	}
 }
@@ -56,6 +56,17 @@ func TestFloorOfEnvelope(t *testing.T) {
 	got, want, err := rows.EnvelopeChunk([]byte("plaintext"))
 	if err != nil || got != want || !strings.HasPrefix(got, "chunk ") {
 		t.Errorf("the floor makes %s, the envelope %s, %v", got, want, err)
+	}
+}
+
+// The decisions that are measured are what the policy's own explanation says.
+func TestDecisions(t *testing.T) {
+	for _, prefix := range []bool{false, true} {
+		for _, allowed := range []bool{true, false} {
+			if n, wrong := rows.Decisions(t, prefix, allowed); n < 1000 || wrong > 0 {
+				t.Errorf("prefix %v, allowed %v: %d decisions, %d wrong", prefix, allowed, n, wrong)
+			}
+		}
 	}
 }
 

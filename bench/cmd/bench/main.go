@@ -1,6 +1,7 @@
-// Command bench measures every claim of package rows and prints a table of ratios.
+// Command bench measures every claim of the packages rows and flood and prints a table of
+// ratios.
 //
-//	go run ./cmd/bench [-quick] [-run PATTERN]
+//	go run ./cmd/bench [-quick] [-run PATTERN] [-keysidecar FILE] [-tcp]
 //
 // It exits with 1 when a bar is not met and with 2 when it cannot measure at all. A row
 // whose interval is wider than +-10 % says nothing, is measured once more for longer, and
@@ -8,20 +9,33 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"regexp"
-	"runtime"
-	"strings"
 	"time"
 
+	"github.com/keysidecar/keysidecar/bench/flood"
 	"github.com/keysidecar/keysidecar/bench/pairs"
 	"github.com/keysidecar/keysidecar/bench/rows"
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	if flood.IsCaller() {
+		if err := flood.RunCaller(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
 
 // config measures for about 4 s a row, and half a second if quick. A row that is measured
 // again takes 2.5 times as long.
@@ -32,11 +46,22 @@ func config(quick bool) pairs.Config {
 	return pairs.Config{Pairs: 301, Sample: 6 * time.Millisecond}
 }
 
-func run(args []string, stdout, stderr io.Writer) int {
+// floodConfig measures for one and a half to two and a half minutes, and a quarter of a
+// minute if quick. Where that says nothing it goes on, for twice as long unless quick.
+func floodConfig(quick bool) flood.Config {
+	if quick {
+		return flood.Config{Pairs: pairs.MinPairs, Calls: 250, Capacity: time.Second}
+	}
+	return flood.Config{Pairs: 31, More: 62, Calls: 1000, Capacity: 3 * time.Second}
+}
+
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	quick := flags.Bool("quick", false, "measure for half a second a row, as CI does")
 	pattern := flags.String("run", "", "measure only rows whose claim matches this regular expression")
+	binary := flags.String("keysidecar", "", "measure this program, not one that is built for it")
+	tcp := flags.Bool("tcp", false, "let callers prove who they are with certificates, also as root")
 	if err := flags.Parse(args); err != nil {
 		return 2
 	}
@@ -61,69 +86,23 @@ func run(args []string, stdout, stderr io.Writer) int {
 			chosen = append(chosen, row)
 		}
 	}
-	if len(chosen) == 0 {
+	flooded := match.MatchString(flood.Claim)
+	if len(chosen) == 0 && !flooded {
 		fmt.Fprintf(stderr, "bench: no claim matches %q\n", *pattern)
 		return 2
 	}
-	return table(stdout, stderr, config(*quick), chosen)
-}
-
-// table measures the rows, prints them, and returns the exit code.
-func table(stdout, stderr io.Writer, cfg pairs.Config, chosen []rows.Row) int {
-	fmt.Fprintf(stdout, "%s %s/%s, %d CPUs; %d pairs a row, 95 %% intervals of the median; only ratios carry over\n\n",
-		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.NumCPU(), cfg.Pairs)
-	const format = "| %-36s | %-18s | %-4s | %-42s | %-15s | %-21s |\n"
-	fmt.Fprintf(stdout, format, "claim", "ratio", "bar", "verdict", "allocations", "time / base")
-	fmt.Fprintln(stdout, strings.Repeat("|---", 6)+"|")
-	count := map[pairs.Verdict]int{}
-	for _, row := range chosen {
-		result, err := measure(cfg, row)
-		if err != nil {
-			fmt.Fprintf(stderr, "bench: measuring %s: %v\n", row.Claim, err)
+	t := newTable(stdout)
+	if err := t.measureRows(config(*quick), chosen); err != nil {
+		fmt.Fprintln(stderr, "bench:", err)
+		return 2
+	}
+	if flooded {
+		cfg := floodConfig(*quick)
+		cfg.Binary, cfg.TCP = *binary, *tcp
+		if err := t.measureFlood(ctx, cfg); err != nil {
+			fmt.Fprintln(stderr, "bench:", err)
 			return 2
 		}
-		allocs := pairs.Allocs(row.Subject)
-		verdict := result.Against(row.Bar)
-		if allocs > row.MaxAllocs {
-			verdict = pairs.NotMet
-		}
-		count[verdict]++
-		fmt.Fprintf(stdout, format, row.Claim, result, fmt.Sprint(row.Bar), explain(verdict),
-			fmt.Sprintf("%d (at most %d)", allocs, row.MaxAllocs), fmt.Sprint(short(result.Subject), " / ", short(result.Base)))
 	}
-	fmt.Fprintf(stdout, "\n%d met, %d not met, %d not measured\n",
-		count[pairs.Met], count[pairs.NotMet], count[pairs.NotMeasured])
-	if count[pairs.NotMet] > 0 {
-		return 1
-	}
-	return 0
-}
-
-// measure measures once more, for longer, what the machine was too busy to tell.
-func measure(cfg pairs.Config, row rows.Row) (pairs.Result, error) {
-	result, err := pairs.Measure(cfg, row.Subject, row.Base)
-	if err != nil || !result.Wide() {
-		return result, err
-	}
-	cfg.Pairs += cfg.Pairs / 2
-	return pairs.Measure(cfg, row.Subject, row.Base)
-}
-
-func explain(v pairs.Verdict) string {
-	if v == pairs.NotMeasured {
-		return string(v) + " (interval wider than +-10 %)"
-	}
-	return string(v)
-}
-
-// short rounds d to three digits or so.
-func short(d time.Duration) time.Duration {
-	switch {
-	case d < 10*time.Microsecond:
-		return d.Round(10 * time.Nanosecond)
-	case d < time.Millisecond:
-		return d.Round(100 * time.Nanosecond)
-	default:
-		return d.Round(10 * time.Microsecond)
-	}
+	return t.end()
 }

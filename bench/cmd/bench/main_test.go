@@ -33,11 +33,12 @@ func TestTable(t *testing.T) {
 		{rows.Row{Claim: "slow", Subject: work(40_000), Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
 		{rows.Row{Claim: "leak", Subject: leak, Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
 	} {
-		var out, errs bytes.Buffer
+		var out bytes.Buffer
 		cfg := pairs.Config{Pairs: 61, Sample: time.Millisecond}
-		code := table(&out, &errs, cfg, []rows.Row{tt.row})
-		if code != tt.code || !strings.Contains(out.String(), tt.want) || errs.Len() > 0 {
-			t.Errorf("%s: exit code %d, want %d and %q:\n%s%s", tt.row.Claim, code, tt.code, tt.want, &out, &errs)
+		table := newTable(&out)
+		err := table.measureRows(cfg, []rows.Row{tt.row})
+		if code := table.end(); err != nil || code != tt.code || !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%s: exit code %d, %v, want %d and %q:\n%s", tt.row.Claim, code, err, tt.code, tt.want, &out)
 		}
 	}
 	_ = sink
@@ -46,7 +47,7 @@ func TestTable(t *testing.T) {
 func TestRunRefuses(t *testing.T) {
 	for _, args := range [][]string{{"-nonsense"}, {"argument"}, {"-run", "("}, {"-run", "no such row"}} {
 		var out, errs bytes.Buffer
-		if code := run(args, &out, &errs); code != 2 || errs.Len() == 0 {
+		if code := run(t.Context(), args, &out, &errs); code != 2 || errs.Len() == 0 {
 			t.Errorf("run(%q) = %d, wrote %q", args, code, &errs)
 		}
 	}
