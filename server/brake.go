@@ -14,7 +14,7 @@ const (
 	refusalPause = time.Millisecond
 	// brakeSlack is how far ahead of that a caller may be, brakeMost how far
 	// behind it is kept at most.
-	brakeSlack = 100 * time.Millisecond
+	brakeSlack = 25 * time.Millisecond
 	brakeMost  = time.Second
 	// brakeRead is how much is read at once of a caller that is braked: some
 	// calls, so that they do not come in heaps.

@@ -39,7 +39,7 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 // longer than brakeMost not at all.
 func TestBrake(t *testing.T) {
 	for refusals, wait := range map[int]time.Duration{
-		0: 0, 1: 0, 100: 0, 101: server.RefusalPause, 300: 300*server.RefusalPause - server.BrakeSlack,
+		0: 0, 1: 0, 25: 0, 26: server.RefusalPause, 300: 300*server.RefusalPause - server.BrakeSlack,
 		100_000: server.BrakeMost - server.BrakeSlack,
 	} {
 		synctest.Test(t, func(t *testing.T) {

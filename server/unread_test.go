@@ -52,7 +52,11 @@ func TestUnreadAnswersCount(t *testing.T) {
 			if _, err := other.Seal(t.Context(), &keysidecarv1.SealRequest{Plaintext: make([]byte, 60<<10)}); err != nil {
 				t.Errorf("another caller got %v", err)
 			}
-			<-p.gone
+			select {
+			case <-p.gone:
+			case <-time.After(patience):
+				t.Error("a peer that takes no answers was not cut off")
+			}
 			eventually(t, "everything given back", func() bool { return room.InUse() == 0 })
 			again := s.speak(t, "dns:mute.test")
 			again.wait(again.call(sealMethod, &keysidecarv1.SealRequest{})).status(t)
