@@ -72,7 +72,9 @@ func TestLateReaders(t *testing.T) {
 	stream := p.open(sealMethod)
 	p.send(longest(t), true)
 	eventually(t, "answer waits", func() bool { return room.InUse() == callRoom(60<<10) })
+	p.mu.Lock()
 	p.must(p.frame.WriteWindowUpdate(p.last-1, 1<<20))
+	p.mu.Unlock()
 	if st := p.wait(stream).status(t); st.Code() != codes.OK || !bytes.Contains(stream.data, make([]byte, 60<<10)) {
 		t.Errorf("call ended with %v and %d bytes", st, len(stream.data))
 	}
