@@ -19,6 +19,9 @@ const (
 	// brakeRead is how much is read at once of a caller that is braked: some
 	// calls, so that they do not come in heaps.
 	brakeRead = 1 << 10
+	// brakeFree is how much of each connection is read at once all the same, so
+	// that a probe of the caller's user gets in.
+	brakeFree = 1 << 10
 )
 
 // brake is one caller's, for all its connections.
@@ -57,6 +60,9 @@ func (c *conn) braked(b []byte) []byte {
 	brake := c.brake.Load()
 	if brake == nil {
 		return b
+	}
+	if c.read < brakeFree {
+		return b[:min(len(b), brakeFree)]
 	}
 	for waited := false; ; waited = true {
 		pause := brake.pause(time.Since(c.all.epoch))

@@ -49,6 +49,9 @@ func TestBrake(t *testing.T) {
 				press()
 			}
 			began, buffer := time.Now(), make([]byte, 32<<10)
+			if n, err := io.ReadFull(conn, buffer[:server.BrakeFree]); err != nil || time.Since(began) != 0 {
+				t.Errorf("%d refusals: the first %d bytes came after %v, %v", refusals, n, time.Since(began), err)
+			}
 			n, err := conn.Read(buffer)
 			if got := time.Since(began); err != nil || got != wait {
 				t.Errorf("%d refusals: read after %v, %v, want %v", refusals, got, err, wait)
@@ -73,7 +76,7 @@ func TestBrakeEndsWithTheConnection(t *testing.T) {
 		}
 		began := time.Now()
 		time.AfterFunc(10*time.Millisecond, func() { conn.Close() })
-		if n, err := io.Copy(new(bytes.Buffer), conn); n != 0 || err == nil || time.Since(began) != 10*time.Millisecond {
+		if n, err := io.Copy(new(bytes.Buffer), conn); n != server.BrakeFree || err == nil || time.Since(began) != 10*time.Millisecond {
 			t.Errorf("%d bytes, %v after %v", n, err, time.Since(began))
 		}
 	})

@@ -232,6 +232,7 @@ type conn struct {
 	since   atomic.Int64
 
 	brake  atomic.Pointer[brake] // the caller's, nil before the handshake
+	read   int                   // bytes read so far: the reader's own
 	once   sync.Once
 	closed chan struct{} // closed by Close
 }
@@ -268,14 +269,17 @@ func (c *conn) Read(b []byte) (int, error) {
 		c.writing.Lock()   // until that write is done
 		c.writing.Unlock() //nolint:staticcheck // nothing is guarded: it is waited for
 	}
-	return c.Conn.Read(c.braked(b))
+	n, err := c.Conn.Read(c.braked(b))
+	c.read += n
+	return n, err
 }
 
 // Close closes the connection.
 func (c *conn) Close() error {
 	c.all.remove(c)
-	c.once.Do(func() { close(c.closed) })
-	return c.Conn.Close()
+	err := c.Conn.Close()
+	c.once.Do(func() { close(c.closed) }) // whoever waits for it reads nothing more
+	return err
 }
 
 // SyscallConn gives access to the socket, for peer credentials.

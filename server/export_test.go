@@ -84,6 +84,7 @@ func Braked(raw net.Conn) (braked net.Conn, press func()) {
 // What is read of a caller far over its rate.
 const (
 	BrakeRead    = brakeRead
+	BrakeFree    = brakeFree
 	BrakeSlack   = brakeSlack
 	BrakeMost    = brakeMost
 	RefusalPause = refusalPause

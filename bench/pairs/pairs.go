@@ -60,13 +60,13 @@ const (
 	NotMeasured Verdict = "not measured"
 )
 
-// Against compares r with the greatest ratio allowed. The bar is met when the whole
-// interval is at or below it.
+// Against compares r with the greatest ratio allowed. The bar is met when the interval
+// reaches it: when the ratio is not known to be above.
 func (r Result) Against(bar float64) Verdict {
 	switch {
 	case r.Wide():
 		return NotMeasured
-	case r.Hi <= bar:
+	case r.Lo <= bar:
 		return Met
 	default:
 		return NotMet

@@ -98,7 +98,8 @@ func TestAgainst(t *testing.T) {
 	}{
 		{1.10, 1.15, 1.20, pairs.Met},
 		{1.25, 1.28, 1.30, pairs.Met},
-		{1.25, 1.28, 1.31, pairs.NotMet},
+		{1.29, 1.31, 1.35, pairs.Met},
+		{1.31, 1.35, 1.40, pairs.NotMet},
 		{1.40, 1.45, 1.50, pairs.NotMet},
 		{0.95, 1.00, 1.11, pairs.NotMeasured},
 		{0.89, 1.00, 1.05, pairs.NotMeasured},

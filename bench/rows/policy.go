@@ -118,6 +118,9 @@ func (r *rules) decide(prefix, allowed bool) func() {
 	return func() {
 		for range perDecide {
 			d := &all[next%len(all)]
+			// What a call asks: whose limits, whether it may do this at all, and for this tenant.
+			name, _ := r.policy.Who(d.caller)
+			must(name != "" && (r.policy.Any(d.caller, d.verb, at) || !allowed))
 			must(r.policy.Allow(d.caller, d.verb, d.tenant, at) == allowed)
 			next++
 		}
