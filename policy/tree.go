@@ -49,17 +49,21 @@ func sortGrants(grants []grant) {
 	})
 }
 
-// forest holds compressed radix trees over tenant IDs: what is granted for an
-// ID is on the path to it. A walk visits at most one node for each byte of the
-// ID and the root, however many grants there are. It looks only at the bytes
-// where the tree branches; what it skipped it compares once, before it grants.
+// forest has what is granted to each caller: for IDs, in a map; for prefixes,
+// in a compressed radix tree over tenant IDs, where what is granted for an ID's
+// prefixes is on the path to it. Grants that end are all in the tree.
+//
+// A walk visits at most one node for each byte of the ID and the root, however
+// many grants there are. It looks only at the bytes where the tree branches;
+// what it skipped it compares once, before it grants.
 //
 // The nodes and texts of all trees are in one slice each, and a cache line
 // holds two nodes: a walk takes few of them.
 type forest struct {
-	nodes []node           // the roots first; an empty tree is a zero node
-	texts string           // of the nodes that grant something, one after the other
-	ends  map[uint32][]end // of the few nodes that have some, by index
+	exact []map[string]verbSet // of each root
+	nodes []node               // the roots first; an empty tree is a zero node
+	texts string               // of the nodes that grant something, one after the other
+	ends  map[uint32][]end     // of the few nodes that have some, by index
 }
 
 // node is one node, 32 bytes.
@@ -69,7 +73,6 @@ type node struct {
 	branches [2]uint64
 	children uint32 // where they begin
 	text     uint32 // where the node's text begins, if it grants something
-	exact    verbSet
 	below    verbSet
 	depth    uint8 // bytes of the text, which a tenant ID begins with: at most tenant.MaxID
 	ending   bool  // there are ends
@@ -112,9 +115,11 @@ func addEnd(ends []end, e end) []end {
 	return slices.DeleteFunc(append(ends, e), func(o end) bool { return o.verbs == 0 })
 }
 
-// allow reports whether something on the path to id, in the tree of that root,
-// grants v.
+// allow reports whether what is granted to the caller of that root has v for id.
 func (f *forest) allow(root uint32, id string, v verbSet, now time.Time) bool {
+	if f.exact[root][id]&v != 0 {
+		return true
+	}
 	i := root
 	for {
 		n := &f.nodes[i]
@@ -123,7 +128,7 @@ func (f *forest) allow(root uint32, id string, v verbSet, now time.Time) bool {
 			return f.begins(id, n) // if not, then neither with the texts from here on
 		}
 		if len(id) <= depth {
-			return n.exact&v != 0 && f.begins(id, n) // which a shorter one does not
+			return false
 		}
 		branch, ok := n.child(id[depth])
 		if !ok {
@@ -161,12 +166,15 @@ func (f *forest) allowAll(root uint32, v verbSet, now time.Time) bool {
 // end that its rule has.
 func newForest(granted [][]grant, rules []Rule) forest {
 	b := builder{rules: rules, nodes: make([]node, len(granted)), ends: map[uint32][]end{}}
+	exact := make([]map[string]verbSet, len(granted))
 	for root, grants := range granted {
-		if len(grants) > 0 {
-			b.fill(uint32(root), grants, 0)
+		var rest []grant
+		exact[root], rest = b.takeExact(grants)
+		if len(rest) > 0 {
+			b.fill(uint32(root), rest, 0)
 		}
 	}
-	return forest{nodes: slices.Clip(b.nodes), texts: b.texts.String(), ends: b.ends}
+	return forest{exact: exact, nodes: slices.Clip(b.nodes), texts: b.texts.String(), ends: b.ends}
 }
 
 type builder struct {
@@ -174,6 +182,20 @@ type builder struct {
 	nodes []node
 	texts strings.Builder
 	ends  map[uint32][]end
+}
+
+// takeExact returns the verbs of each ID that is granted something without an
+// end, and the grants that are left.
+func (b *builder) takeExact(grants []grant) (exact map[string]verbSet, rest []grant) {
+	exact = make(map[string]verbSet)
+	for _, g := range grants {
+		if g.below || !b.rules[g.rule].NotAfter.IsZero() {
+			rest = append(rest, g)
+		} else {
+			exact[g.text] |= g.verbs
+		}
+	}
+	return exact, rest
 }
 
 // fill makes node i of grants that share at least their first depth bytes.
@@ -203,15 +225,12 @@ func (b *builder) fill(i uint32, grants []grant, depth int) {
 
 // add adds a grant whose text ends at node i.
 func (b *builder) add(i uint32, n *node, g *grant) {
-	switch notAfter := b.rules[g.rule].NotAfter; {
-	case !notAfter.IsZero():
+	if notAfter := b.rules[g.rule].NotAfter; !notAfter.IsZero() {
 		b.ends[i] = addEnd(b.ends[i], end{notAfter: notAfter, verbs: g.verbs, below: g.below})
 		n.ending = true
-	case g.below:
-		n.below |= g.verbs
-	default:
-		n.exact |= g.verbs
+		return
 	}
+	n.below |= g.verbs
 }
 
 // split returns runs of grants with the same byte at depth.
