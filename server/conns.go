@@ -130,7 +130,7 @@ func (c *connections) claim(owned *conn, key string) bool {
 		return false
 	}
 	o.count++
-	owned.brake.Store(&o.brake)
+	owned.brake.Store(o.brake)
 	c.unknown.Remove(owned.place)
 	owned.caller, owned.place = key, nil
 	return true
@@ -157,20 +157,20 @@ func (c *connections) forget(gone *conn) {
 // owner is one caller.
 type owner struct {
 	count int // open connections
-	brake brake
+	brake *brake
 }
 
 // owner returns the caller of that key. A caller without connections is kept
 // while it is braked, so that it gains nothing by connecting again.
 func (c *connections) owner(key string) *owner {
 	for other, o := range c.callers {
-		if o.count == 0 && o.brake.pause(time.Since(c.epoch)) <= 0 {
+		if o.count == 0 && !o.brake.pressed(time.Since(c.epoch)) {
 			delete(c.callers, other)
 		}
 	}
 	o := c.callers[key]
 	if o == nil {
-		o = new(owner)
+		o = &owner{brake: newBrake()}
 		c.callers[key] = o
 	}
 	return o

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
+	"github.com/keysidecar/keysidecar/internal/limit"
 	"github.com/keysidecar/keysidecar/policy"
 	"github.com/keysidecar/keysidecar/sealer"
 )
@@ -78,7 +79,7 @@ func Braked(raw net.Conn) (braked net.Conn, press func()) {
 	all := newConnections(1, 1, slog.New(slog.DiscardHandler))
 	c := all.add(raw)
 	all.claim(c, "caller")
-	return c, c.slowDown
+	return c, func() { c.slowDown(limit.Limit{}) }
 }
 
 // What is read of a caller far over its rate.
@@ -87,5 +88,6 @@ const (
 	BrakeFree    = brakeFree
 	BrakeSlack   = brakeSlack
 	BrakeMost    = brakeMost
+	BrakeAfter   = brakeAfter
 	RefusalPause = refusalPause
 )

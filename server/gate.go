@@ -201,7 +201,7 @@ func (s *Server) take(ctx context.Context, c *Call, table *limit.Table, l limit.
 		return nil
 	}
 	if flooding := connOf(ctx); flooding != nil {
-		flooding.slowDown()
+		flooding.slowDown(l)
 	}
 	if wait > 0 {
 		return s.refuse(ctx, sealer.RateLimited, wait, errRate)
