@@ -26,6 +26,7 @@ import (
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
 	"github.com/keysidecar/keysidecar/server/identity"
+	"github.com/keysidecar/keysidecar/server/socket"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -89,7 +90,7 @@ func serve(t *testing.T, path string, s server.Sealer) (stop func()) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := server.ListenUnix(path, 0o600)
+	ln, err := socket.Listen(path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

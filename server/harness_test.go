@@ -21,6 +21,7 @@ import (
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
 	"github.com/keysidecar/keysidecar/server/identity"
+	"github.com/keysidecar/keysidecar/server/socket"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -132,7 +133,7 @@ func start(t *testing.T, s server.Sealer, change func(*server.Config)) *running 
 	if r.Server, err = server.New(cfg); err != nil {
 		t.Fatal(err)
 	}
-	ln, err := server.ListenUnix(r.path, 0o600)
+	ln, err := socket.Listen(r.path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
 	"github.com/keysidecar/keysidecar/server/identity"
+	"github.com/keysidecar/keysidecar/server/socket"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -211,18 +212,18 @@ func newAdminLimits(each limit.Limit) (*server.Limits, error) {
 func (s *Sidecar) openDoors(Options) error {
 	c := &s.cfg.Listen
 	peers := identity.NewPeers()
-	socket, err := server.ListenUnix(c.Socket, c.Mode)
+	ln, err := socket.Listen(c.Socket, c.Mode)
 	if err != nil {
 		return err
 	}
-	if err := s.open("unix", socket, server.Config{Sealer: s.work, Source: peers, Reflection: s.cfg.Server.Reflection}); err != nil {
+	if err := s.open("unix", ln, server.Config{Sealer: s.work, Source: peers, Reflection: s.cfg.Server.Reflection}); err != nil {
 		return err
 	}
-	socket, err = server.ListenUnix(c.AdminSocket, c.AdminMode)
+	ln, err = socket.Listen(c.AdminSocket, c.AdminMode)
 	if err != nil {
 		return fmt.Errorf("admin socket: %w", err)
 	}
-	if err := s.open("admin", socket, server.Config{
+	if err := s.open("admin", ln, server.Config{
 		Admin: &admin{s: s}, Source: peers, Reflection: s.cfg.Server.Reflection, Limits: s.adminLimits, MaxUnary: adminMessage,
 	}); err != nil {
 		return err

@@ -12,7 +12,7 @@ import (
 
 	"github.com/keysidecar/keysidecar/client"
 	"github.com/keysidecar/keysidecar/kek/devvault"
-	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/socket"
 )
 
 // The exit codes: what a script or a CronJob should do next.
@@ -110,7 +110,7 @@ func (a *app) callError(err error) error {
 // startError gives a sidecar or a vault that did not start its exit code: 1
 // where it is only that another one still runs.
 func startError(err error) error {
-	for _, busy := range []error{server.ErrSocketInUse, devvault.ErrInUse, syscall.EADDRINUSE} {
+	for _, busy := range []error{socket.ErrInUse, devvault.ErrInUse, syscall.EADDRINUSE} {
 		if errors.Is(err, busy) {
 			return tryAgain(err)
 		}

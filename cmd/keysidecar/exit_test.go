@@ -17,7 +17,7 @@ import (
 	"github.com/keysidecar/keysidecar/client"
 	"github.com/keysidecar/keysidecar/config"
 	"github.com/keysidecar/keysidecar/kek/devvault"
-	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/socket"
 )
 
 // codeOf is the exit code that an error gives.
@@ -66,7 +66,7 @@ func TestExitCodes(t *testing.T) {
 		err  error
 		want int
 	}{
-		"socket in use":  {startError(fmt.Errorf("x: %w", server.ErrSocketInUse)), 1},
+		"socket in use":  {startError(fmt.Errorf("x: %w", socket.ErrInUse)), 1},
 		"vault in use":   {startError(fmt.Errorf("x: %w", devvault.ErrInUse)), 1},
 		"port in use":    {startError(&net.OpError{Err: os.NewSyscallError("bind", syscall.EADDRINUSE)}), 1},
 		"cannot start":   {startError(errors.New("x")), 42},

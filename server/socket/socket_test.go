@@ -1,6 +1,6 @@
 //go:build unix
 
-package server_test
+package socket_test
 
 import (
 	"errors"
@@ -11,13 +11,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/socket"
 )
 
 // listen listens on path until the test ends.
-func listen(t *testing.T, path string) *server.UnixListener {
+func listen(t *testing.T, path string) *socket.Listener {
 	t.Helper()
-	ln, err := server.ListenUnix(path, 0o600)
+	ln, err := socket.Listen(path, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,10 +47,10 @@ func connects(path string) bool {
 	return true
 }
 
-func TestListenUnix(t *testing.T) {
+func TestListen(t *testing.T) {
 	for _, mode := range []fs.FileMode{0o600, 0o660, 0o666} {
 		path := socketPath(t)
-		ln, err := server.ListenUnix(path, mode)
+		ln, err := socket.Listen(path, mode)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -81,7 +81,7 @@ func TestListenUnix(t *testing.T) {
 	}
 }
 
-func TestListenUnixRelative(t *testing.T) {
+func TestListenRelative(t *testing.T) {
 	t.Chdir(filepath.Dir(socketPath(t)))
 	listen(t, "s.sock")
 	if !connects("s.sock") {
@@ -89,7 +89,7 @@ func TestListenUnixRelative(t *testing.T) {
 	}
 }
 
-func TestListenUnixReplacesAbandonedSocket(t *testing.T) {
+func TestListenReplacesAbandonedSocket(t *testing.T) {
 	path := socketPath(t)
 	abandon(t, path)
 	listen(t, path)
@@ -98,11 +98,11 @@ func TestListenUnixReplacesAbandonedSocket(t *testing.T) {
 	}
 }
 
-func TestListenUnixLeavesLiveSocket(t *testing.T) {
+func TestListenLeavesLiveSocket(t *testing.T) {
 	path := socketPath(t)
 	listen(t, path)
-	if _, err := server.ListenUnix(path, 0o600); !errors.Is(err, server.ErrSocketInUse) {
-		t.Errorf("second ListenUnix returned %v, want ErrSocketInUse", err)
+	if _, err := socket.Listen(path, 0o600); !errors.Is(err, socket.ErrInUse) {
+		t.Errorf("second Listen returned %v, want ErrInUse", err)
 	}
 	if !connects(path) {
 		t.Error("first listener lost its socket")
@@ -124,7 +124,7 @@ func TestCloseLeavesAnothersSocket(t *testing.T) {
 	}
 }
 
-func TestListenUnixRefuses(t *testing.T) {
+func TestListenRefuses(t *testing.T) {
 	root := os.Geteuid() == 0
 	for name, c := range map[string]struct {
 		prepare func(t *testing.T, dir string) (path string)
@@ -174,19 +174,19 @@ func TestListenUnixRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := c.prepare(t, filepath.Dir(socketPath(t)))
-			ln, err := server.ListenUnix(path, c.mode)
+			ln, err := socket.Listen(path, c.mode)
 			if err == nil {
 				ln.Close()
 			}
 			if err == nil || !strings.Contains(err.Error(), c.want) {
-				t.Errorf("ListenUnix returned %v, want an error with %q", err, c.want)
+				t.Errorf("Listen returned %v, want an error with %q", err, c.want)
 			}
 		})
 	}
 }
 
-// TestListenUnixBelowSticky shows that a private directory in /tmp will do.
-func TestListenUnixBelowSticky(t *testing.T) {
+// TestListenBelowSticky shows that a private directory in /tmp will do.
+func TestListenBelowSticky(t *testing.T) {
 	above := makeDir(t, filepath.Join(filepath.Dir(socketPath(t)), "d"), 0o777|fs.ModeSticky)
 	listen(t, filepath.Join(makeDir(t, filepath.Join(above, "e"), 0o755), "s"))
 }
@@ -213,4 +213,18 @@ func link(t *testing.T, target, path string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// socketPath returns a free path that is short enough for a socket.
+func socketPath(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "ks")
+	if err == nil {
+		dir, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return filepath.Join(dir, "s")
 }

@@ -1,6 +1,8 @@
 //go:build unix
 
-package server
+// Package socket makes Unix sockets that nobody else can replace or reach too
+// early.
+package socket
 
 import (
 	"errors"
@@ -14,10 +16,10 @@ import (
 	"time"
 )
 
-// ErrSocketInUse is returned by ListenUnix when a process answers on the path.
-var ErrSocketInUse = errors.New("another process listens on the socket")
+// ErrInUse is returned by Listen when a process answers on the path.
+var ErrInUse = errors.New("another process listens on the socket")
 
-// liveTimeout is how long ListenUnix waits for a process that may listen on
+// liveTimeout is how long Listen waits for a process that may listen on
 // the path already.
 const liveTimeout = time.Second
 
@@ -27,18 +29,18 @@ const (
 	tempName = "s"
 )
 
-// UnixListener listens on a Unix socket whose file appears, with its final
+// Listener listens on a Unix socket whose file appears, with its final
 // mode, only once it accepts connections.
-type UnixListener struct {
+type Listener struct {
 	*net.UnixListener
 	path  string
 	file  fs.FileInfo
 	close func() error
 }
 
-var _ net.Listener = (*UnixListener)(nil)
+var _ net.Listener = (*Listener)(nil)
 
-// ListenUnix listens on path, absolute or relative, and sets the socket's mode,
+// Listen listens on path, absolute or relative, and sets the socket's mode,
 // at most 0777; connecting needs the write bit. The path, as given, and its
 // directory with 16 bytes more have to fit into a socket address: 107 bytes,
 // on some systems 103.
@@ -49,9 +51,9 @@ var _ net.Listener = (*UnixListener)(nil)
 // symbolic links on the way have to be root's.
 //
 // A socket on which nobody listens is replaced; anything else on path is an
-// error, ErrSocketInUse if a process answers there. Of two processes that start
+// error, ErrInUse if a process answers there. Of two processes that start
 // at the same moment the last one wins.
-func ListenUnix(path string, mode fs.FileMode) (*UnixListener, error) {
+func Listen(path string, mode fs.FileMode) (*Listener, error) {
 	if mode&^fs.ModePerm != 0 {
 		return nil, fmt.Errorf("socket mode %v has more than permission bits", mode)
 	}
@@ -73,7 +75,7 @@ func ListenUnix(path string, mode fs.FileMode) (*UnixListener, error) {
 
 // bindAndRename makes the socket in a directory that only this user can enter,
 // so that nobody connects before its mode is set, and moves it to path.
-func bindAndRename(path string, mode fs.FileMode) (*UnixListener, error) {
+func bindAndRename(path string, mode fs.FileMode) (*Listener, error) {
 	dir, err := os.MkdirTemp(filepath.Dir(path), tempDir)
 	if err != nil {
 		return nil, fmt.Errorf("making a directory beside socket %s: %w", path, err)
@@ -91,7 +93,7 @@ func bindAndRename(path string, mode fs.FileMode) (*UnixListener, error) {
 		_ = ln.Close()
 		return nil, err
 	}
-	l := &UnixListener{UnixListener: ln, path: path, file: file}
+	l := &Listener{UnixListener: ln, path: path, file: file}
 	l.close = sync.OnceValue(l.removeAndClose)
 	return l, nil
 }
@@ -113,15 +115,15 @@ func publish(name, path string, mode fs.FileMode) (fs.FileInfo, error) {
 }
 
 // Addr returns the address of the socket's path.
-func (l *UnixListener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
+func (l *Listener) Addr() net.Addr { return &net.UnixAddr{Name: l.path, Net: "unix"} }
 
 // Close removes the socket file if it still is this listener's, and stops
 // listening. Later calls return what the first one did.
-func (l *UnixListener) Close() error { return l.close() }
+func (l *Listener) Close() error { return l.close() }
 
 // removeAndClose removes first: as long as this process listens, no other
-// ListenUnix takes the path.
-func (l *UnixListener) removeAndClose() error {
+// Listen takes the path.
+func (l *Listener) removeAndClose() error {
 	var removeErr error
 	if now, err := os.Lstat(l.path); err == nil && os.SameFile(now, l.file) {
 		removeErr = os.Remove(l.path)
@@ -156,7 +158,7 @@ func checkReplaceable(path string) error {
 	conn, err := net.DialTimeout("unix", path, liveTimeout)
 	if err == nil {
 		_ = conn.Close()
-		return fmt.Errorf("socket path %s: %w", path, ErrSocketInUse)
+		return fmt.Errorf("socket path %s: %w", path, ErrInUse)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
 		return nil
