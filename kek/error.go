@@ -49,14 +49,15 @@ func (r Reason) String() string {
 // Refusal reports whether the reason is the key owner's decision.
 func (r Reason) Refusal() bool { return r == Disabled || r == NotFound || r == Forbidden }
 
-// Error is what every Wrapper returns. It holds nothing secret: its text may
-// be logged, and must not be sent to a caller.
+// Error is what every Wrapper and every Signer returns. It holds nothing
+// secret: its text may be logged, and must not be sent to a caller.
 type Error struct {
 	// Reason is the class of the failure.
 	Reason Reason
-	// Op is what was asked: "newest", "wrap" or "unwrap".
+	// Op is what was asked: "newest", "wrap", "unwrap" or "sign".
 	Op string
-	// Ref and Version name the KEK; Version may be zero.
+	// Ref and Version name the KEK, or the key that was to sign; Version may be
+	// zero.
 	Ref     string
 	Version Version
 	// Vault is the vault that was meant, as "https://host" or
@@ -66,8 +67,9 @@ type Error struct {
 	// (such as KeyDisabled or ForbiddenByRbac), where it answered.
 	Status int
 	Code   string
-	// Expired says, of Newest's Disabled, that a version is enabled and only
-	// outside its validity. It wraps no more, and still unwraps.
+	// Expired says, of Newest's and Sign's Disabled, that a version is enabled
+	// and only outside its validity. It wraps and signs no more, and still
+	// unwraps.
 	Expired bool
 	// RequestID is the vault's x-ms-request-id, to quote to its operator.
 	RequestID string
@@ -80,7 +82,11 @@ type Error struct {
 // Error describes the failure in one line.
 func (e *Error) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s with KEK %s", e.Op, e.Ref)
+	kind := "KEK"
+	if e.Op == OpSign {
+		kind = "key"
+	}
+	fmt.Fprintf(&b, "%s with %s %s", e.Op, kind, e.Ref)
 	if !e.Version.IsZero() {
 		fmt.Fprintf(&b, " version %s", e.Version)
 	}
@@ -100,8 +106,8 @@ func (e *Error) Error() string {
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 
-// ReasonOf returns the Reason of an error from a Wrapper, and Unreachable for
-// any other error.
+// ReasonOf returns the Reason of an error from a Wrapper or a Signer, and
+// Unreachable for any other error.
 func ReasonOf(err error) Reason {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Reason

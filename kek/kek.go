@@ -1,5 +1,5 @@
 // Package kek is the contract for wrapping data keys with a key-encryption
-// key that never leaves a remote vault.
+// key that never leaves a remote vault, and for signing with keys kept there.
 //
 // An implementation is tested by kek/kektest. The values here are plain data:
 // nothing in this package does I/O.
@@ -90,7 +90,7 @@ type Key struct {
 	Vault string
 	// Name is the key's name in the vault: 1 to 127 bytes [A-Za-z0-9-].
 	Name string
-	// Alg is the only algorithm used with this KEK.
+	// Alg is the only algorithm used with this KEK; zero for a key that signs.
 	Alg Alg
 	// Region is where the vault keeps the key, in the operator's words.
 	Region string

@@ -49,6 +49,9 @@ func TestError(t *testing.T) {
 	if text := (&kek.Error{Op: "wrap", Ref: "acme"}).Error(); text != "wrap with KEK acme: unreachable" {
 		t.Errorf("without a vault: %q", text)
 	}
+	if text := (&kek.Error{Op: kek.OpSign, Ref: "audit"}).Error(); text != "sign with key audit: unreachable" {
+		t.Errorf("of a signature: %q", text)
+	}
 	if !errors.Is(err, cause) || kek.ReasonOf(err) != kek.Disabled || kek.RetryAfterOf(err) != time.Second {
 		t.Errorf("cause, reason or delay of %v is lost", err)
 	}

@@ -1,5 +1,5 @@
-// Package azurekv wraps keys with Azure Key Vault and Managed HSM, through
-// azkeys.
+// Package azurekv wraps keys, and signs, with Azure Key Vault and Managed HSM,
+// through azkeys.
 //
 // What the SDK leaves open is closed here: challenges are vetted before it
 // reads them, requests leave only for the vault that was meant, answers are
@@ -94,8 +94,8 @@ type DevVault struct {
 
 // Call is one HTTP request to a vault, as it ended.
 type Call struct {
-	// Vault and Ref are those of the kek.Key; Op is "newest", "wrap" or
-	// "unwrap".
+	// Vault and Ref are those of the kek.Key; Op is "newest", "wrap",
+	// "unwrap", or for Sign "get" and "sign".
 	Vault, Ref, Op string
 	// Status is the HTTP status; zero if there was no answer.
 	Status int
@@ -108,7 +108,7 @@ type Call struct {
 	Attempt int
 }
 
-// Vaults is a kek.Wrapper for all vaults of a configuration.
+// Vaults is a kek.Wrapper and a kek.Signer for all vaults of a configuration.
 type Vaults struct {
 	cfg      Config
 	cloud    cloudSpec
@@ -122,7 +122,10 @@ type Vaults struct {
 	versions *simplelru.LRU[versionKey, *versionSnapshot] // guarded by mu
 }
 
-var _ kek.Wrapper = (*Vaults)(nil)
+var (
+	_ kek.Wrapper = (*Vaults)(nil)
+	_ kek.Signer  = (*Vaults)(nil)
+)
 
 // clientKey says what an SDK client is bound to: its token is for one
 // credential and Entra tenant, its challenges are vetted for one tenant.

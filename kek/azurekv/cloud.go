@@ -131,19 +131,35 @@ func withPort(host, port string) string {
 	return host + ":" + port
 }
 
-// Check reports why k can never be used with this configuration, without
-// asking any vault: a malformed field, a host that is not allowed, an unknown
+// Check reports why k can never wrap with this configuration, without asking
+// any vault: a malformed field, a host that is not allowed, an unknown
 // credential, or an Entra tenant that is missing.
-func (v *Vaults) Check(k kek.Key) error {
+func (v *Vaults) Check(k kek.Key) error { return v.check(opWrap, k) }
+
+// CheckSigner is Check for a key that is to sign.
+func (v *Vaults) CheckSigner(k kek.Key) error { return v.check(kek.OpSign, k) }
+
+func (v *Vaults) check(op string, k kek.Key) error {
+	if err := checkAlg(op, k.Alg); err != nil {
+		return err
+	}
 	_, err := v.resolve(k)
 	return err
 }
 
-// resolve checks k and finds its vault.
-func (v *Vaults) resolve(k kek.Key) (place, error) {
-	if k.Alg != kek.RSAOAEP256 && k.Alg != kek.A256KW {
-		return place{}, fmt.Errorf("unknown wrapping algorithm %d", uint8(k.Alg))
+// checkAlg keeps keys that sign and keys that wrap apart.
+func checkAlg(op string, alg kek.Alg) error {
+	if op == kek.OpSign && alg != 0 {
+		return fmt.Errorf("key is for wrapping with %s, and signs nothing", alg)
 	}
+	if op != kek.OpSign && alg != kek.RSAOAEP256 && alg != kek.A256KW {
+		return fmt.Errorf("unknown wrapping algorithm %d", uint8(alg))
+	}
+	return nil
+}
+
+// resolve checks k, less its Alg, and finds its vault.
+func (v *Vaults) resolve(k kek.Key) (place, error) {
 	if !isKeyName(k.Name) {
 		return place{}, errors.New("key name is not 1 to 127 of [A-Za-z0-9-]")
 	}

@@ -117,6 +117,7 @@ func TestCheck(t *testing.T) {
 		{"no name", "", key(func(k *kek.Key) { k.Name = "" }), "key name"},
 		{"long name", "", key(func(k *kek.Key) { k.Name = strings.Repeat("a", 128) }), "key name"},
 		{"algorithm", "", key(func(k *kek.Key) { k.Alg = 9 }), "algorithm"},
+		{"key that signs", "", key(func(k *kek.Key) { k.Alg = 0 }), "algorithm"},
 		{"credential", "", key(func(k *kek.Key) { k.Credential = "d" }), `credential "d"`},
 		{"no credential", "", key(func(k *kek.Key) { k.Credential = "" }), `credential ""`},
 		{"no tenant", "", key(func(k *kek.Key) { k.EntraTenant = "" }), "GUID"},

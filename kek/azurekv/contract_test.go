@@ -47,13 +47,18 @@ func openServer(t testing.TB) *devvault.Server {
 // open makes Vaults with cfg, and a key; ops limits its key_ops.
 func open(t testing.TB, s *devvault.Server, cfg azurekv.Config, alg kek.Alg, ops ...string) *harness {
 	t.Helper()
-	cfg.DevVault = &azurekv.DevVault{Suffix: "vault.localhost", Address: s.Addr(), CAFile: s.CAFile(), TokenFile: s.TokenFile()}
-	v := newVaults(t, cfg)
-	name := "kek-" + strings.ToLower(rand.Text()[:8])
 	spec := devvault.KeySpec{Type: "RSA", Ops: ops}
 	if alg == kek.A256KW {
 		spec.Type = "oct-HSM"
 	}
+	return openWith(t, s, cfg, alg, spec)
+}
+
+func openWith(t testing.TB, s *devvault.Server, cfg azurekv.Config, alg kek.Alg, spec devvault.KeySpec) *harness {
+	t.Helper()
+	cfg.DevVault = &azurekv.DevVault{Suffix: "vault.localhost", Address: s.Addr(), CAFile: s.CAFile(), TokenFile: s.TokenFile()}
+	v := newVaults(t, cfg)
+	name := "kek-" + strings.ToLower(rand.Text()[:8])
 	version, err := s.CreateKey(vaultName, name, spec)
 	if err != nil {
 		t.Fatal(err)
@@ -143,6 +148,18 @@ func TestContract(t *testing.T) {
 			return h, h.key, h.owner()
 		})
 	})
+}
+
+func TestSignerContract(t *testing.T) {
+	s := openServer(t)
+	for _, kty := range []string{"EC", "EC-HSM"} {
+		t.Run(kty, func(t *testing.T) {
+			kektest.RunSigner(t, func(t *testing.T) (kek.Signer, kek.Key, kektest.Owner) {
+				h := openSigner(t, s, azurekv.Config{}, devvault.KeySpec{Type: kty})
+				return h, h.key, h.owner()
+			})
+		})
+	}
 }
 
 // TestDo runs the contract with each piece of key work counted.

@@ -6,26 +6,12 @@ import (
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
-
-	"github.com/keysidecar/keysidecar/kek"
 )
 
 // NewCredentialWith is NewCredential with Entra behind client.
 func NewCredentialWith(cfg CredentialConfig, client *http.Client) (azcore.TokenCredential, error) {
 	return newCredential(cfg, client)
 }
-
-// Reason classifies an answer.
-func Reason(op string, status int, challenged bool, body string) (reason kek.Reason, code string) {
-	f := fault{status: status, challenged: challenged}
-	f.outer, f.code = errorCodes([]byte(body))
-	return f.reason(op), f.code
-}
-
-var (
-	RetryAfter = retryAfter
-	ErrorCodes = errorCodes
-)
 
 // Redirect sends what is for Azure to address, under other roots.
 func (v *Vaults) Redirect(address string, roots *x509.CertPool) {

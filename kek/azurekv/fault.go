@@ -3,14 +3,11 @@ package azurekv
 import (
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -20,145 +17,16 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/azurekv/answer"
 )
 
-// maxRetryAfter bounds what a vault may ask us to wait.
-const maxRetryAfter = time.Hour
-
-// fault is what an answer says about a failure, less its text.
-type fault struct {
-	status     int
-	outer      string // error.code
-	code       string // the innermost code: error.innererror...code, else outer
-	challenged bool   // carries a vetted challenge
-	requestID  string
-	retryAfter time.Duration
-}
-
-func newFault(resp *http.Response, now time.Time) fault {
-	f := fault{
-		status:     resp.StatusCode,
-		challenged: resp.Header.Get("WWW-Authenticate") != "",
-		requestID:  token(resp.Header.Get("x-ms-request-id"), maxWord),
-		retryAfter: retryAfter(resp.Header, now),
+// newFault reads what an answer says about a failure.
+func newFault(resp *http.Response, now time.Time) answer.Fault {
+	body, err := runtime.Payload(resp)
+	if err != nil {
+		body = nil
 	}
-	if body, err := runtime.Payload(resp); err == nil {
-		f.outer, f.code = errorCodes(body)
-	}
-	return f
-}
-
-// errorCodes returns the outer and the innermost code of Key Vault's error
-// JSON, empty if body is something else. The SDK reads only the outer one.
-func errorCodes(body []byte) (outer, inner string) {
-	type node struct {
-		Code  string          `json:"code"`
-		Inner json.RawMessage `json:"innererror"`
-	}
-	var top struct {
-		Error node `json:"error"`
-	}
-	if json.Unmarshal(body, &top) != nil {
-		return "", ""
-	}
-	outer = token(top.Error.Code, maxWord)
-	inner = outer
-	for n, depth := top.Error, 0; depth < 8 && len(n.Inner) > 0; depth++ {
-		var next node
-		if json.Unmarshal(n.Inner, &next) != nil {
-			break
-		}
-		if code := token(next.Code, maxWord); code != "" {
-			inner = code
-		}
-		n = next
-	}
-	return outer, inner
-}
-
-const (
-	// maxWord bounds a word of an answer that is quoted, such as an error code
-	// or a request ID of 36: a DEK, which an answer may echo, has 43 in base64.
-	maxWord = 40
-	// maxHost bounds a host name that is quoted.
-	maxHost = 64
-)
-
-// token returns s if it is fit for a log line and no longer than that, else "".
-func token(s string, longest int) string {
-	if len(s) > longest {
-		return ""
-	}
-	for _, c := range []byte(s) {
-		if !isAlphanumeric(c) && !strings.ContainsRune("-_.", rune(c)) {
-			return ""
-		}
-	}
-	return s
-}
-
-// reason classifies an answer that is not a success. What is not recognisably
-// Key Vault's own word is Unreachable: a proxy's page must not look like the
-// key owner's decision.
-func (f fault) reason(op string) kek.Reason {
-	switch f.status {
-	case http.StatusBadRequest:
-		// Of a well-formed request, the wrapped bytes are what a vault can
-		// find bad; of one without them, that the key cannot do it.
-		if f.outer == "BadParameter" && op == opUnwrap {
-			return kek.Rejected
-		}
-		if f.outer == "BadParameter" {
-			return kek.Unusable
-		}
-	case http.StatusUnauthorized:
-		if f.challenged || f.code != "" {
-			return kek.Forbidden
-		}
-	case http.StatusForbidden:
-		return f.forbidden()
-	case http.StatusNotFound:
-		if f.code == "KeyNotFound" {
-			return kek.NotFound
-		}
-	case http.StatusTooManyRequests:
-		return kek.Throttled
-	}
-	return kek.Unreachable
-}
-
-func (f fault) forbidden() kek.Reason {
-	switch f.code {
-	case "KeyDisabled", "KeyExpired", "KeyNotYetValid":
-		return kek.Disabled
-	case "KeyOperationForbidden":
-		return kek.Unusable
-	case "", "ForbiddenByFirewall", "ForbiddenByConnection":
-		return kek.Unreachable
-	}
-	return kek.Forbidden
-}
-
-// retryAfter reads how long to wait, in the SDK's order of headers; zero if
-// none says so.
-func retryAfter(h http.Header, now time.Time) time.Duration {
-	for _, header := range []struct {
-		name string
-		unit time.Duration
-	}{
-		{"retry-after-ms", time.Millisecond},
-		{"x-ms-retry-after-ms", time.Millisecond},
-		{"Retry-After", time.Second},
-	} {
-		value := h.Get(header.name)
-		if n, err := strconv.ParseUint(value, 10, 32); err == nil && n > 0 {
-			return min(time.Duration(n)*header.unit, maxRetryAfter)
-		}
-		if at, err := http.ParseTime(value); err == nil && header.unit == time.Second && at.After(now) {
-			return min(at.Sub(now), maxRetryAfter)
-		}
-	}
-	return 0
+	return answer.NewFault(resp.StatusCode, resp.Header, body, now)
 }
 
 // trace follows one call of a method through its HTTP requests.
@@ -166,9 +34,9 @@ type trace struct {
 	vault, ref, op string
 
 	mu       sync.Mutex
-	attempts int         // guarded by mu
-	last     fault       // guarded by mu; zero while a request is under way
-	tokens   *tokenTrace // guarded by mu; nil while no token is waited for
+	attempts int          // guarded by mu
+	last     answer.Fault // guarded by mu; zero while a request is under way
+	tokens   *tokenTrace  // guarded by mu; nil while no token is waited for
 }
 
 type traceKey struct{}
@@ -178,21 +46,29 @@ func withTrace(ctx context.Context, op string, k kek.Key) (context.Context, *tra
 	return context.WithValue(ctx, traceKey{}, tr), tr
 }
 
+// opOf returns what a request of that HTTP method is for.
+func (tr *trace) opOf(method string) string {
+	if tr.op == kek.OpSign && method == http.MethodGet {
+		return opGet
+	}
+	return tr.op
+}
+
 func (tr *trace) begin() (attempt int) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.attempts++
-	tr.last = fault{}
+	tr.last = answer.Fault{}
 	return tr.attempts
 }
 
-func (tr *trace) end(f fault) {
+func (tr *trace) end(f answer.Fault) {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	tr.last = f
 }
 
-func (tr *trace) lastFault() fault {
+func (tr *trace) lastFault() answer.Fault {
 	tr.mu.Lock()
 	defer tr.mu.Unlock()
 	return tr.last
@@ -227,7 +103,7 @@ func (r recorder) Do(req *policy.Request) (*http.Response, error) {
 	if !ok {
 		return req.Next()
 	}
-	call := Call{Vault: tr.vault, Ref: tr.ref, Op: tr.op, Attempt: tr.begin()}
+	call := Call{Vault: tr.vault, Ref: tr.ref, Op: tr.opOf(req.Raw().Method), Attempt: tr.begin()}
 	start := time.Now()
 	resp, err := req.Next()
 	call.Duration = time.Since(start)
@@ -236,7 +112,7 @@ func (r recorder) Do(req *policy.Request) (*http.Response, error) {
 	}
 	if err == nil && resp.StatusCode != http.StatusOK {
 		f := newFault(resp, r.v.cfg.Now())
-		call.Code = f.code
+		call.Code = f.Code
 		tr.end(f)
 	}
 	r.v.cfg.Observe(call)
@@ -263,15 +139,15 @@ func (v *Vaults) explain(ctx context.Context, tr *trace, err error) *kek.Error {
 		return e
 	}
 	if e, ok := errors.AsType[*azcore.ResponseError](err); ok && e.RawResponse != nil {
-		return newFault(e.RawResponse, v.cfg.Now()).explain(tr.op)
+		return tr.explain(newFault(e.RawResponse, v.cfg.Now()))
 	}
 	if ctx.Err() != nil {
 		// A deadline while the SDK waits to try again would hide the 429.
 		f := tr.lastFault()
-		if f.status != http.StatusTooManyRequests && f.status < 500 {
-			f = fault{}
+		if f.Status != http.StatusTooManyRequests && f.Status < 500 {
+			f = answer.Fault{}
 		}
-		e := f.explain(tr.op)
+		e := tr.explain(f)
 		e.Err = tr.ended(ctx.Err())
 		return e
 	}
@@ -282,14 +158,16 @@ func (v *Vaults) explain(ctx context.Context, tr *trace, err error) *kek.Error {
 	return e
 }
 
-func (f fault) explain(op string) *kek.Error {
-	return &kek.Error{Reason: f.reason(op), Status: f.status, Code: f.code, RequestID: f.requestID, RetryAfter: f.retryAfter}
+func (tr *trace) explain(f answer.Fault) *kek.Error {
+	return &kek.Error{
+		Reason: f.Reason(tr.op == opUnwrap), Status: f.Status, Code: f.Code, RequestID: f.RequestID, RetryAfter: f.RetryAfter,
+	}
 }
 
-// reasonOf classifies an error on the way.
-func reasonOf(op string, err error) kek.Reason {
+// reasonOf classifies an error on the way to the newest version.
+func reasonOf(err error) kek.Reason {
 	if e, ok := errors.AsType[*azcore.ResponseError](err); ok && e.RawResponse != nil {
-		return newFault(e.RawResponse, time.Time{}).reason(op)
+		return newFault(e.RawResponse, time.Time{}).Reason(false)
 	}
 	return kek.ReasonOf(err)
 }

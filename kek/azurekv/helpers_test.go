@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/http"
 	"net/url"
@@ -38,6 +39,11 @@ func parseURL(t *testing.T, s string) *url.URL {
 func failed(err error, reason kek.Reason) bool {
 	e, ok := errors.AsType[*kek.Error](err)
 	return ok && e.Reason == reason
+}
+
+// errorBody is Key Vault's error JSON.
+func errorBody(code, inner string) string {
+	return fmt.Sprintf(`{"error":{"code":%q,"message":"text","innererror":{"code":%q}}}`, code, inner)
 }
 
 // rsaCertificate writes a self-signed RSA certificate and its key, in PEM.

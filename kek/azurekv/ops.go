@@ -20,6 +20,7 @@ const (
 	opNewest = "newest"
 	opWrap   = "wrap"
 	opUnwrap = "unwrap"
+	opGet    = "get" // a request of Sign that asks for its key
 
 	// maxPages bounds the pages of a list of versions, of 25 each in Azure.
 	maxPages = 40
@@ -31,22 +32,41 @@ const (
 // usable, else it lists the versions and fetches the newest usable one. The
 // version's public key and attributes are remembered for Wrap for 10 minutes.
 func (v *Vaults) Newest(ctx context.Context, k kek.Key) (kek.Version, error) {
-	ctx, tr := withTrace(ctx, opNewest, k)
-	if err := ctx.Err(); err != nil {
-		return kek.Version{}, v.fail(ctx, tr, k, kek.Version{}, err)
-	}
-	var newest kek.Version
-	err := v.run(ctx, func() error {
-		s, err := v.newest(ctx, k)
-		if err == nil {
-			newest = s.version
-		}
-		return err
-	}, func() {})
+	ctx, tr, err := begin(ctx, opNewest, k)
 	if err != nil {
 		return kek.Version{}, v.fail(ctx, tr, k, kek.Version{}, err)
 	}
-	return newest, nil
+	s, err := v.findNewest(ctx, k)
+	if err != nil {
+		return kek.Version{}, v.fail(ctx, tr, k, kek.Version{}, err)
+	}
+	return s.version, nil
+}
+
+// begin begins a call of a method. Its context and trace are good with an
+// error too.
+func begin(ctx context.Context, op string, k kek.Key) (context.Context, *trace, error) {
+	ctx, tr := withTrace(ctx, op, k)
+	if err := ctx.Err(); err != nil {
+		return ctx, tr, err
+	}
+	if err := checkAlg(op, k.Alg); err != nil {
+		return ctx, tr, &kek.Error{Reason: kek.Unusable, Err: err}
+	}
+	return ctx, tr, nil
+}
+
+// findNewest runs newest until ctx ends.
+func (v *Vaults) findNewest(ctx context.Context, k kek.Key) (*versionSnapshot, error) {
+	var found *versionSnapshot
+	err := v.run(ctx, func() (err error) {
+		found, err = v.newest(ctx, k)
+		return err
+	}, func() {})
+	if err != nil {
+		return nil, err
+	}
+	return found, nil
 }
 
 func (v *Vaults) newest(ctx context.Context, k kek.Key) (*versionSnapshot, error) {
@@ -54,7 +74,7 @@ func (v *Vaults) newest(ctx context.Context, k kek.Key) (*versionSnapshot, error
 	if err == nil && s.wrapsAt(v.cfg.Now()) {
 		return s, nil
 	}
-	if err != nil && reasonOf(opNewest, err) != kek.Disabled {
+	if err != nil && reasonOf(err) != kek.Disabled {
 		return nil, err
 	}
 	version, err := v.search(ctx, k)
@@ -148,8 +168,8 @@ func (v *Vaults) fetch(ctx context.Context, k kek.Key, version string) (*version
 // remote: the DEK travels to the vault. Both refuse a version that is known to
 // be disabled or outside its validity.
 func (v *Vaults) Wrap(ctx context.Context, k kek.Key, version kek.Version, dek *[kek.Size]byte) ([]byte, error) {
-	ctx, tr := withTrace(ctx, opWrap, k)
-	if err := ctx.Err(); err != nil {
+	ctx, tr, err := begin(ctx, opWrap, k)
+	if err != nil {
 		return nil, v.fail(ctx, tr, k, version, err)
 	}
 	wrap := v.wrapRemote
@@ -224,8 +244,8 @@ func (v *Vaults) wrapRemote(ctx context.Context, k kek.Key, version kek.Version,
 // that the algorithm cannot have are Rejected without asking.
 func (v *Vaults) Unwrap(ctx context.Context, k kek.Key, version kek.Version, wrapped []byte, dek *[kek.Size]byte) error {
 	clear(dek[:])
-	ctx, tr := withTrace(ctx, opUnwrap, k)
-	if err := ctx.Err(); err != nil {
+	ctx, tr, err := begin(ctx, opUnwrap, k)
+	if err != nil {
 		return v.fail(ctx, tr, k, version, err)
 	}
 	if err := v.unwrap(ctx, k, version, wrapped, dek); err != nil {

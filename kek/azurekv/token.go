@@ -16,10 +16,16 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
+
+	"github.com/keysidecar/keysidecar/kek/azurekv/answer"
 )
 
-// maxEntraCodes bounds the numbers of Entra's errors that are quoted.
-const maxEntraCodes = 4
+const (
+	// maxEntraCodes bounds the numbers of Entra's errors that are quoted.
+	maxEntraCodes = 4
+	// maxHost bounds a host name that is quoted.
+	maxHost = 64
+)
 
 // patientCredential asks for tokens under its own deadline. The SDK asks once
 // for all callers that wait, on the first one's context: without this, an
@@ -113,17 +119,17 @@ func newTokenAnswer(resp *http.Response) tokenAnswer {
 	if resp.StatusCode == http.StatusOK {
 		return a
 	}
-	var answer struct {
+	var failed struct {
 		Error string   `json:"error"`
 		Codes []uint32 `json:"error_codes"`
 	}
 	body, err := runtime.Payload(resp)
-	if err != nil || json.Unmarshal(body, &answer) != nil {
+	if err != nil || json.Unmarshal(body, &failed) != nil {
 		return a
 	}
-	a.word = token(answer.Error, maxWord)
+	a.word = answer.Word(failed.Error, answer.MaxWord)
 	var codes []string
-	for _, code := range answer.Codes[:min(len(answer.Codes), maxEntraCodes)] {
+	for _, code := range failed.Codes[:min(len(failed.Codes), maxEntraCodes)] {
 		codes = append(codes, fmt.Sprintf("AADSTS%d", code))
 	}
 	a.codes = strings.Join(codes, " ")
@@ -190,7 +196,7 @@ func (tokenRecorder) Do(req *policy.Request) (*http.Response, error) {
 		if err == nil {
 			a = newTokenAnswer(resp)
 		}
-		a.host = token(req.Raw().URL.Hostname(), maxHost)
+		a.host = answer.Word(req.Raw().URL.Hostname(), maxHost)
 		tt.note(a)
 	}
 	return resp, err

@@ -1,10 +1,10 @@
 package azurekv
 
 import (
+	"cmp"
+	"crypto/ecdsa"
 	"crypto/rsa"
-	"errors"
 	"fmt"
-	"math/big"
 	"slices"
 	"strings"
 	"time"
@@ -12,6 +12,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/security/keyvault/azkeys"
 
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/azurekv/answer"
 )
 
 // versionTTL is how long a version's public key and attributes are used
@@ -30,19 +31,20 @@ type versionKey struct {
 type versionSnapshot struct {
 	version            kek.Version
 	enabled            bool
-	notBefore, expires time.Time      // zero: no limit
-	public             *rsa.PublicKey // nil for an AES key
-	fetched            time.Time      // when the request was made
+	notBefore, expires time.Time        // zero: no limit
+	public             *rsa.PublicKey   // nil unless k.Alg is RSAOAEP256
+	signer             *ecdsa.PublicKey // nil unless the key signs
+	fetched            time.Time        // when the request was made
 }
 
-// wrapsAt reports whether the version may wrap at t, as the server would
-// decide, and that it is enabled, which the server would not ask.
+// wrapsAt reports whether the version may wrap or sign at t, as the server
+// would decide, and that it is enabled, which it would not ask of a wrap.
 func (s *versionSnapshot) wrapsAt(t time.Time) bool {
 	return s.enabled && (s.notBefore.IsZero() || !t.Before(s.notBefore)) && (s.expires.IsZero() || t.Before(s.expires))
 }
 
 // newSnapshot reads the answer to a GET of k. It refuses a key of another
-// name, and one that can never do what k.Alg needs.
+// name, and one that can never do what k is for.
 func newSnapshot(k kek.Key, b azkeys.KeyBundle, fetched time.Time) (*versionSnapshot, error) {
 	if b.Key == nil || b.Key.Kty == nil {
 		return nil, refuse("answer holds no key")
@@ -52,10 +54,10 @@ func newSnapshot(k kek.Key, b azkeys.KeyBundle, fetched time.Time) (*versionSnap
 		return nil, err
 	}
 	s.fetched = fetched
-	if err := checkOps(b.Key.KeyOps); err != nil {
+	if err := s.readPublic(k, b.Key); err != nil {
 		return nil, &kek.Error{Reason: kek.Unusable, Err: err}
 	}
-	if s.public, err = publicKey(k.Alg, b.Key); err != nil {
+	if err := checkOps(k, b.Key.KeyOps); err != nil {
 		return nil, &kek.Error{Reason: kek.Unusable, Err: err}
 	}
 	return s, nil
@@ -99,12 +101,16 @@ func versionOf(k kek.Key, kid *azkeys.ID) (kek.Version, error) {
 	return v, nil
 }
 
-// checkOps wants both operations, where the vault lists what a key may do.
-func checkOps(ops []*azkeys.KeyOperation) error {
+// checkOps wants what k is for among what it may do, where the vault lists it.
+func checkOps(k kek.Key, ops []*azkeys.KeyOperation) error {
 	if ops == nil {
 		return nil
 	}
-	for _, want := range []azkeys.KeyOperation{azkeys.KeyOperationWrapKey, azkeys.KeyOperationUnwrapKey} {
+	wanted := []azkeys.KeyOperation{azkeys.KeyOperationWrapKey, azkeys.KeyOperationUnwrapKey}
+	if k.Alg == 0 {
+		wanted = []azkeys.KeyOperation{azkeys.KeyOperationSign}
+	}
+	for _, want := range wanted {
 		if !slices.ContainsFunc(ops, func(op *azkeys.KeyOperation) bool { return op != nil && *op == want }) {
 			return fmt.Errorf("key's operations do not include %s", want)
 		}
@@ -112,36 +118,38 @@ func checkOps(ops []*azkeys.KeyOperation) error {
 	return nil
 }
 
-// publicKey returns the RSA public key, or nil for an AES key, which stays in
-// the vault.
-func publicKey(alg kek.Alg, key *azkeys.JSONWebKey) (*rsa.PublicKey, error) {
+// readPublic reads the public key that k's use needs. An AES key has none.
+func (s *versionSnapshot) readPublic(k kek.Key, key *azkeys.JSONWebKey) (err error) {
 	switch *key.Kty {
 	case azkeys.KeyTypeRSA, azkeys.KeyTypeRSAHSM:
-		if alg == kek.RSAOAEP256 {
-			return rsaPublicKey(key.N, key.E)
+		if k.Alg == kek.RSAOAEP256 {
+			s.public, err = answer.RSA(key.N, key.E)
+			return err
 		}
 	case azkeys.KeyTypeOct, azkeys.KeyTypeOctHSM:
-		if alg == kek.A256KW {
-			return nil, nil
+		if k.Alg == kek.A256KW {
+			return nil
+		}
+	case azkeys.KeyTypeEC, azkeys.KeyTypeECHSM:
+		if k.Alg == 0 && key.Crv != nil && *key.Crv == azkeys.CurveNameP256 {
+			s.signer, err = answer.P256(key.X, key.Y)
+			return err
 		}
 	}
-	return nil, fmt.Errorf("key's type does not fit %s", alg)
+	if k.Alg == 0 {
+		return fmt.Errorf("key %q is %s: signing with ES256 needs a key of type EC or EC-HSM on curve P-256", k.Name, kindOf(key))
+	}
+	return fmt.Errorf("key's type does not fit %s", k.Alg)
 }
 
-func rsaPublicKey(n, e []byte) (*rsa.PublicKey, error) {
-	modulus, exponent := new(big.Int).SetBytes(n), new(big.Int).SetBytes(e)
-	switch modulus.BitLen() {
-	case 2048, 3072, 4096:
-	default:
-		return nil, fmt.Errorf("RSA modulus has %d bits, not 2048, 3072 or 4096", modulus.BitLen())
+// kindOf names a key's type and curve.
+func kindOf(key *azkeys.JSONWebKey) string {
+	word := func(s string) string { return cmp.Or(answer.Word(s, answer.MaxWord), "unknown") }
+	kind := "of type " + word(string(*key.Kty))
+	if key.Crv != nil {
+		kind += " on curve " + word(string(*key.Crv))
 	}
-	if modulus.Bit(0) == 0 {
-		return nil, errors.New("RSA modulus is even")
-	}
-	if exponent.BitLen() > 31 || exponent.Bit(0) == 0 || exponent.Int64() < 3 {
-		return nil, errors.New("RSA exponent is not an odd number from 3 to 2^31-1")
-	}
-	return &rsa.PublicKey{N: modulus, E: int(exponent.Int64())}, nil
+	return kind
 }
 
 // remember keeps what the vault said about a version of k.

@@ -438,7 +438,7 @@ func TestCreateRotateUpdate(t *testing.T) {
 	_, err = c.UpdateKey(ctx, "nokey", "", azkeys.UpdateKeyParameters{}, nil)
 	wantCode(t, err, 404, "KeyNotFound", "")
 	for _, bad := range []azkeys.CreateKeyParameters{
-		{}, {Kty: new(azkeys.KeyTypeEC)}, {Kty: &kty, KeySize: new(int32(1024))},
+		{}, {Kty: new(azkeys.KeyTypeOct)}, {Kty: &kty, KeySize: new(int32(1024))},
 		{Kty: new(azkeys.KeyTypeOctHSM), KeySize: new(int32(128))}, {Kty: &kty, PublicExponent: new(int32(3))},
 		{Kty: new(azkeys.KeyTypeOctHSM), KeyOps: []*azkeys.KeyOperation{new(azkeys.KeyOperationSign)}},
 		{Kty: new(azkeys.KeyTypeOctHSM), KeyAttributes: &azkeys.KeyAttributes{NotBefore: &exp, Expires: &exp}},

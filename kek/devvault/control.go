@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/keysidecar/keysidecar/kek/devvault/internal/route"
 	"github.com/keysidecar/keysidecar/kek/devvault/internal/state"
 )
 
@@ -86,7 +87,7 @@ func (s *Server) controlOp(method, path string, body []byte) (any, error) {
 	case "PUT vaults":
 		return nil, s.CreateVault(arg)
 	}
-	return nil, noResource()
+	return nil, route.NotFound()
 }
 
 func (s *Server) faultList() []faultJSON {

@@ -5,30 +5,33 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/keysidecar/keysidecar/kek/devvault/internal/route"
 )
 
 // What a request asks: each one with a good token counts under exactly one of
 // these, whatever the answer. They are also the values of Fault.Op.
 const (
-	OpGet          = "get"
-	OpListKeys     = "list keys"
-	OpListVersions = "list versions"
-	OpCreate       = "create"
-	OpRotate       = "rotate"
-	OpUpdate       = "update"
-	OpWrap         = "wrap"
-	OpUnwrap       = "unwrap"
-	OpEncrypt      = "encrypt"
-	OpDecrypt      = "decrypt"
-	OpGetPolicy    = "get rotation policy"
-	OpSetPolicy    = "set rotation policy"
-	OpDelete       = "delete"
-	OpListDeleted  = "list deleted"
-	OpGetDeleted   = "get deleted"
-	OpRecover      = "recover"
-	OpPurge        = "purge"
+	OpGet          = route.Get
+	OpListKeys     = route.ListKeys
+	OpListVersions = route.ListVersions
+	OpCreate       = route.Create
+	OpRotate       = route.Rotate
+	OpUpdate       = route.Update
+	OpWrap         = route.Wrap
+	OpUnwrap       = route.Unwrap
+	OpEncrypt      = route.Encrypt
+	OpDecrypt      = route.Decrypt
+	OpSign         = route.Sign
+	OpGetPolicy    = route.GetPolicy
+	OpSetPolicy    = route.SetPolicy
+	OpDelete       = route.Delete
+	OpListDeleted  = route.ListDeleted
+	OpGetDeleted   = route.GetDeleted
+	OpRecover      = route.Recover
+	OpPurge        = route.Purge
 	// OpOther is everything that is not implemented or not a key operation.
-	OpOther = "other"
+	OpOther = route.Other
 )
 
 // Requests that never reach a vault count under one of these instead.
@@ -72,6 +75,8 @@ type KeyCounters struct {
 	// Unwrapped of the Unwraps succeeded, even if a fault then spoilt the
 	// answer.
 	Unwrapped int64 `json:"unwrapped"`
+	// Signs were asked.
+	Signs int64 `json:"signs"`
 }
 
 // Key sums the counters of all versions of a key.
@@ -83,6 +88,7 @@ func (c Counters) Key(vault, name string) KeyCounters {
 			sum.Wraps += v.Wraps
 			sum.Unwraps += v.Unwraps
 			sum.Unwrapped += v.Unwrapped
+			sum.Signs += v.Signs
 		}
 	}
 	return sum
@@ -123,7 +129,7 @@ func (c *counters) add(kind string) {
 	c.c.Kinds[kind]++
 }
 
-// addKey counts one wrap or unwrap by a version.
+// addKey counts what a version was asked.
 func (c *counters) addKey(vault, name, version string, d KeyCounters) {
 	k := countKey(vault, name, version)
 	c.mu.Lock()
@@ -132,6 +138,7 @@ func (c *counters) addKey(vault, name, version string, d KeyCounters) {
 	v.Wraps += d.Wraps
 	v.Unwraps += d.Unwraps
 	v.Unwrapped += d.Unwrapped
+	v.Signs += d.Signs
 	c.c.Keys[k] = v
 }
 

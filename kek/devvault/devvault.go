@@ -3,9 +3,9 @@
 //
 // It is for development, tests and CI. It answers 401 with a challenge before
 // anything else, collapses empty versions, lets a disabled version wrap but
-// not unwrap, lets an expired one unwrap but not wrap, pages lists, deletes
-// softly, and keeps its keys in a directory that survives a kill at any
-// moment. Faults can be injected and every request is counted, in process
+// not unwrap or sign, lets an expired one unwrap but not wrap or sign, pages
+// lists, deletes softly, and keeps its keys in a directory that survives a kill
+// at any moment. EC keys sign with ES256; RSA keys sign nothing here. Faults can be injected and every request is counted, in process
 // (Inject, Counters) or over a control API under /devvault/.
 //
 // Its private keys lie unprotected in files. Never keep anything of value

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/keysidecar/keysidecar/kek/devvault/internal/route"
 	"github.com/keysidecar/keysidecar/kek/devvault/internal/state"
 )
 
@@ -105,7 +106,7 @@ func (f *Fault) check() error {
 	switch {
 	case f.Kind.when() == never:
 		return state.BadParameter("Fault kind %q is unknown.", f.Kind)
-	case f.Op != "" && !validOp(f.Op):
+	case f.Op != "" && !route.Valid(f.Op):
 		return state.BadParameter("Fault op %q is unknown.", f.Op)
 	case f.Skip < 0 || f.Count < 0 || f.RetryAfter < 0 || f.Delay < 0:
 		return state.BadParameter("A fault has a negative number.")
@@ -145,30 +146,19 @@ func (k FaultKind) when() moment {
 func (k FaultKind) shows(op string) bool {
 	switch k {
 	case FaultShort, FaultLong, FaultWrongResult:
-		return isCrypto(op)
+		return route.Crypto(op)
 	case FaultWrongKID:
-		return isCrypto(op) || slices.Contains([]string{OpGet, OpCreate, OpRotate, OpUpdate, OpRecover}, op)
+		return route.Crypto(op) || slices.Contains([]string{OpGet, OpCreate, OpRotate, OpUpdate, OpRecover}, op)
 	}
 	return true
-}
-
-func isCrypto(op string) bool {
-	return op == OpWrap || op == OpUnwrap || op == OpEncrypt || op == OpDecrypt
-}
-
-func validOp(op string) bool {
-	return isCrypto(op) || slices.Contains([]string{
-		OpGet, OpListKeys, OpListVersions, OpCreate, OpRotate, OpUpdate, OpGetPolicy, OpSetPolicy, OpDelete,
-		OpListDeleted, OpGetDeleted, OpRecover, OpPurge, OpOther,
-	}, op)
 }
 
 func (f *Fault) matches(c *call, challenge bool) bool {
 	return (f.Kind.when() == atChallenge) == challenge &&
 		(f.Vault == "" || strings.EqualFold(f.Vault, c.vault)) &&
-		(f.Key == "" || strings.EqualFold(f.Key, c.route.name)) &&
-		(f.Op == "" || f.Op == c.route.op) &&
-		f.Kind.shows(c.route.op)
+		(f.Key == "" || strings.EqualFold(f.Key, c.route.Name)) &&
+		(f.Op == "" || f.Op == c.route.Op) &&
+		f.Kind.shows(c.route.Op)
 }
 
 // faults are the pending faults, in the order of their injection.
@@ -390,7 +380,7 @@ func spoil(kind FaultKind, c *call, reply any) any {
 }
 
 // otherKID is the id of a key that was not asked for.
-func otherKID(c *call) string { return kid(c.base, c.route.name+"-other", state.NewVersionID()) }
+func otherKID(c *call) string { return kid(c.base, c.route.Name+"-other", state.NewVersionID()) }
 
 // truncated announces an answer and sends half of it.
 func truncated(w http.ResponseWriter, reply any) {

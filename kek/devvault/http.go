@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/keysidecar/keysidecar/kek/devvault/internal/route"
 	"github.com/keysidecar/keysidecar/kek/devvault/internal/state"
 )
 
@@ -29,7 +30,7 @@ type call struct {
 	vault string
 	port  string // with its colon, as the client wrote it, or empty
 	base  string // https://host:port, as the client wrote it
-	route route
+	route route.Route
 	query url.Values
 	body  []byte
 }
@@ -68,12 +69,12 @@ func (s *Server) serveVault(w http.ResponseWriter, r *http.Request, id string) {
 	}
 	c := &call{r: r, id: id, vault: vault, port: port, base: "https://" + strings.ToLower(r.Host)}
 	var routeErr error
-	c.route, routeErr = parseRoute(r.Method, r.URL.EscapedPath())
+	c.route, routeErr = route.Parse(r.Method, r.URL.EscapedPath())
 	if header := r.Header.Get("Authorization"); !s.state.Tokens.Valid(header) {
 		s.challenge(w, c, header)
 		return
 	}
-	s.counters.add(c.route.op)
+	s.counters.add(c.route.Op)
 	f := s.faults.take(c, false)
 	err := s.prepare(w, c, routeErr)
 	if f != nil {
@@ -123,7 +124,7 @@ func (s *Server) finish(w http.ResponseWriter, c *call, reply any, err error) {
 		writeReply(w, reply)
 	}
 	s.log.LogAttrs(c.r.Context(), slog.LevelDebug, "vault answered",
-		slog.String("vault", c.vault), slog.String("op", c.route.op), slog.String("key", c.route.name),
+		slog.String("vault", c.vault), slog.String("op", c.route.Op), slog.String("key", c.route.Name),
 		slog.Int("status", status), slog.String("request_id", c.id))
 }
 
@@ -134,7 +135,7 @@ func (s *Server) reject(c *call, err error) {
 		return
 	}
 	s.log.LogAttrs(c.r.Context(), slog.LevelError, "vault could not do what it was asked",
-		slog.String("op", c.route.op), slog.String("request_id", c.id), slog.Any("error", err))
+		slog.String("op", c.route.Op), slog.String("request_id", c.id), slog.Any("error", err))
 }
 
 // challenge answers 401. Its header is exactly Azure's, because clients parse

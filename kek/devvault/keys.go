@@ -8,16 +8,18 @@ import (
 
 // KeySpec describes a key to create.
 type KeySpec struct {
-	// Type is "RSA", "RSA-HSM" (the same here) or "oct-HSM". Empty means RSA.
+	// Type is "RSA", "EC" on curve P-256, either with "-HSM" (the same here),
+	// or "oct-HSM". Empty means RSA.
 	Type string
-	// Bits is 2048, 3072 or 4096 for RSA and 256 for oct-HSM. Zero means 2048
-	// or 256.
+	// Bits is 2048, 3072 or 4096 for RSA and 256 for the others. Zero means
+	// 2048 or 256.
 	Bits int
-	// NotBefore and Expires bound when the version wraps; it unwraps always.
+	// NotBefore and Expires bound when the version wraps or signs; it unwraps
+	// always.
 	// They are kept in whole seconds. The zero time means no bound.
 	NotBefore, Expires time.Time
 	// Ops are the allowed key_ops in Azure's spelling ("wrapKey"). Nil means
-	// all that fit the type.
+	// all that fit the type: for EC "sign" and "verify".
 	Ops []string
 }
 

@@ -16,7 +16,7 @@ const pageSize = 3
 
 // dispatch runs an operation and returns what to answer; nil means 204.
 func (s *Server) dispatch(c *call) (any, error) {
-	switch c.route.op {
+	switch c.route.Op {
 	case OpGet:
 		return s.getKey(c)
 	case OpListKeys:
@@ -26,27 +26,27 @@ func (s *Server) dispatch(c *call) (any, error) {
 	case OpCreate:
 		return s.createKey(c)
 	case OpRotate:
-		return keyReply(c)(s.state.Keys.Rotate(c.vault, c.route.name))
+		return keyReply(c)(s.state.Keys.Rotate(c.vault, c.route.Name))
 	case OpUpdate:
 		return s.updateKey(c)
-	case OpWrap, OpUnwrap, OpEncrypt, OpDecrypt:
+	case OpWrap, OpUnwrap, OpEncrypt, OpDecrypt, OpSign:
 		return s.crypt(c)
 	case OpGetPolicy:
 		return s.getPolicy(c)
 	case OpSetPolicy:
 		return s.setPolicy(c)
 	case OpDelete:
-		return deletedReply(c)(s.state.Keys.Delete(c.vault, c.route.name))
+		return deletedReply(c)(s.state.Keys.Delete(c.vault, c.route.Name))
 	case OpListDeleted:
 		return s.listDeleted(c)
 	case OpGetDeleted:
-		return deletedReply(c)(s.state.Keys.Dead(c.vault, c.route.name))
+		return deletedReply(c)(s.state.Keys.Dead(c.vault, c.route.Name))
 	case OpRecover:
 		return s.recoverKey(c)
 	case OpPurge:
-		return nil, s.state.Keys.Purge(c.vault, c.route.name)
+		return nil, s.state.Keys.Purge(c.vault, c.route.Name)
 	}
-	panic("devvault: internal error: no operation " + c.route.op)
+	panic("devvault: internal error: no operation " + c.route.Op)
 }
 
 // keyReply turns a key and one of its versions into an answer.
@@ -73,11 +73,11 @@ func deletedReply(c *call) func(*state.Key, error) (any, error) {
 
 // lookup finds the version that a request names.
 func (s *Server) lookup(c *call) (*state.Key, *state.Version, error) {
-	k, err := s.state.Keys.Live(c.vault, c.route.name)
+	k, err := s.state.Keys.Live(c.vault, c.route.Name)
 	if err != nil {
 		return nil, nil, err
 	}
-	v, err := k.Find(c.route.version)
+	v, err := k.Find(c.route.Version)
 	return k, v, err
 }
 
@@ -85,7 +85,7 @@ func (s *Server) lookup(c *call) (*state.Key, *state.Version, error) {
 func (s *Server) getKey(c *call) (any, error) { return keyReply(c)(s.lookup(c)) }
 
 func (s *Server) recoverKey(c *call) (any, error) {
-	k, err := s.state.Keys.Recover(c.vault, c.route.name)
+	k, err := s.state.Keys.Recover(c.vault, c.route.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -100,9 +100,9 @@ func (s *Server) createKey(c *call) (any, error) {
 	if req.Exponent != 0 && req.Exponent != 65537 {
 		return nil, state.BadParameter("Property \"public_exponent\" must be 65537.")
 	}
-	return keyReply(c)(s.state.Keys.Create(c.vault, c.route.name, state.Spec{
+	return keyReply(c)(s.state.Keys.Create(c.vault, c.route.Name, state.Spec{
 		Type: req.Kty, Bits: req.Size, Disabled: req.Attrs.Enabled != nil && !*req.Attrs.Enabled,
-		NotBefore: req.Attrs.NBF.orZero(), Expires: req.Attrs.EXP.orZero(), Ops: req.Ops, Tags: req.Tags,
+		NotBefore: req.Attrs.NBF.orZero(), Expires: req.Attrs.EXP.orZero(), Ops: req.Ops, Tags: req.Tags, Curve: req.Curve,
 	}))
 }
 
@@ -111,35 +111,27 @@ func (s *Server) updateKey(c *call) (any, error) {
 	if err := c.decode(&req); err != nil {
 		return nil, err
 	}
-	return keyReply(c)(s.state.Keys.Update(c.vault, c.route.name, c.route.version, state.Change{
+	return keyReply(c)(s.state.Keys.Update(c.vault, c.route.Name, c.route.Version, state.Change{
 		Enabled: req.Attrs.Enabled, NotBefore: req.Attrs.NBF.unix, Expires: req.Attrs.EXP.unix,
 		Ops: req.Ops, Tags: req.Tags,
 	}))
 }
 
-// crypt wraps, unwraps, encrypts or decrypts.
+// crypt wraps, unwraps, encrypts, decrypts or signs.
 func (s *Server) crypt(c *call) (any, error) {
 	k, v, err := s.lookup(c)
 	if err != nil {
 		return nil, err
 	}
-	keyOp, open := keyOpOf(c.route.op)
-	out, err := s.cryptWith(c, v, keyOp, open)
-	count := KeyCounters{Wraps: 1}
-	if open {
-		count = KeyCounters{Unwraps: 1}
-		if err == nil {
-			count.Unwrapped = 1
-		}
-	}
-	s.counters.addKey(c.vault, k.Name, v.ID, count)
+	out, err := s.cryptWith(c, v)
+	s.counters.addKey(c.vault, k.Name, v.ID, countOf(c.route.Op, err == nil))
 	if err != nil {
 		return nil, err
 	}
 	return &cryptoReply{KID: kid(c.base, k.Name, v.ID), Value: out}, nil
 }
 
-func (s *Server) cryptWith(c *call, v *state.Version, keyOp string, open bool) ([]byte, error) {
+func (s *Server) cryptWith(c *call, v *state.Version) ([]byte, error) {
 	var req cryptoRequest
 	if err := c.decode(&req); err != nil {
 		return nil, err
@@ -147,24 +139,32 @@ func (s *Server) cryptWith(c *call, v *state.Version, keyOp string, open bool) (
 	if len(req.Value) == 0 {
 		return nil, state.BadParameter("Property \"value\" is required.")
 	}
-	if open {
-		return v.Unwrap(keyOp, req.Alg, req.Value, s.state.Keys.Unix())
+	now := s.state.Keys.Unix()
+	switch c.route.Op {
+	case OpWrap:
+		return v.Wrap(state.KeyOpWrap, req.Alg, req.Value, now)
+	case OpUnwrap:
+		return v.Unwrap(state.KeyOpUnwrap, req.Alg, req.Value, now)
+	case OpEncrypt:
+		return v.Wrap(state.KeyOpEncrypt, req.Alg, req.Value, now)
+	case OpDecrypt:
+		return v.Unwrap(state.KeyOpDecrypt, req.Alg, req.Value, now)
 	}
-	return v.Wrap(keyOp, req.Alg, req.Value, s.state.Keys.Unix())
+	return v.Sign(req.Alg, req.Value, now)
 }
 
-// keyOpOf returns the key_op that an operation needs, and whether it undoes
-// (unwrap, decrypt).
-func keyOpOf(op string) (keyOp string, open bool) {
+// countOf is what a version counts for an operation.
+func countOf(op string, done bool) KeyCounters {
 	switch op {
-	case OpWrap:
-		return state.KeyOpWrap, false
-	case OpUnwrap:
-		return state.KeyOpUnwrap, true
-	case OpEncrypt:
-		return state.KeyOpEncrypt, false
+	case OpWrap, OpEncrypt:
+		return KeyCounters{Wraps: 1}
+	case OpSign:
+		return KeyCounters{Signs: 1}
 	}
-	return state.KeyOpDecrypt, true
+	if done {
+		return KeyCounters{Unwraps: 1, Unwrapped: 1}
+	}
+	return KeyCounters{Unwraps: 1}
 }
 
 // decode reads the body, which must be one JSON object.
@@ -181,7 +181,7 @@ const defaultPolicy = `{"lifetimeActions":[{"trigger":{"timeBeforeExpiry":"P30D"
 	`"action":{"type":"Notify"}}],"attributes":{"expiryTime":null}}`
 
 func (s *Server) getPolicy(c *call) (any, error) {
-	k, err := s.state.Keys.Live(c.vault, c.route.name)
+	k, err := s.state.Keys.Live(c.vault, c.route.Name)
 	if err != nil {
 		return nil, err
 	}
@@ -199,7 +199,7 @@ func (s *Server) setPolicy(c *call) (any, error) {
 	if len(policy.LifetimeActions) > 2 {
 		return nil, state.BadParameter("A rotation policy has at most two lifetime actions.")
 	}
-	k, err := s.state.Keys.SetPolicy(c.vault, c.route.name, slices.Clone(c.body))
+	k, err := s.state.Keys.SetPolicy(c.vault, c.route.Name, slices.Clone(c.body))
 	if err != nil {
 		return nil, err
 	}
@@ -222,7 +222,7 @@ func policyReply(c *call, k *state.Key) (any, error) {
 // listVersions lists in order of creation, oldest first. Azure promises no
 // order.
 func (s *Server) listVersions(c *call) (any, error) {
-	k, err := s.state.Keys.Live(c.vault, c.route.name)
+	k, err := s.state.Keys.Live(c.vault, c.route.Name)
 	if err != nil {
 		return nil, err
 	}

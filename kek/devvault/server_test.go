@@ -84,7 +84,7 @@ func TestGoMethodsRefuseLikeREST(t *testing.T) {
 	s := start(t, devvault.Config{})
 	create(t, s, "kek", oct())
 	now := time.Now()
-	_, badType := s.CreateKey(vault, "x", devvault.KeySpec{Type: "EC"})
+	_, badType := s.CreateKey(vault, "x", devvault.KeySpec{Type: "oct"})
 	_, badVault := s.CreateKey("X", "kek", oct())
 	_, badName := s.CreateKey(vault, "a_b", oct())
 	_, badTimes := s.CreateKey(vault, "x", devvault.KeySpec{Type: "oct-HSM", NotBefore: now, Expires: now})

@@ -57,6 +57,7 @@ type (
 		Kty      string            `json:"kty"`
 		Size     int               `json:"key_size"`
 		Exponent int               `json:"public_exponent"`
+		Curve    string            `json:"crv"`
 		Ops      []string          `json:"key_ops"`
 		Attrs    attributesRequest `json:"attributes"`
 		Tags     map[string]string `json:"tags"`
@@ -90,6 +91,9 @@ type (
 		Ops []string `json:"key_ops"`
 		N   octets   `json:"n,omitempty"`
 		E   octets   `json:"e,omitempty"`
+		Crv string   `json:"crv,omitempty"`
+		X   octets   `json:"x,omitempty"`
+		Y   octets   `json:"y,omitempty"`
 	}
 	bundleReply struct {
 		Key   jwk               `json:"key"`
@@ -146,11 +150,10 @@ func attributesOf(v *state.Version) attributesReply {
 
 // bundleOf describes a version: never more than its public half.
 func bundleOf(v *state.Version, base, name string) *bundleReply {
-	n, e := v.Public()
-	return &bundleReply{
-		Key:   jwk{KID: kid(base, name, v.ID), Kty: v.Type(), Ops: v.Ops, N: n, E: e},
-		Attrs: attributesOf(v), Tags: v.Tags,
-	}
+	key := jwk{KID: kid(base, name, v.ID), Kty: v.Type(), Ops: v.Ops}
+	key.N, key.E = v.Public()
+	key.Crv, key.X, key.Y = v.Point()
+	return &bundleReply{Key: key, Attrs: attributesOf(v), Tags: v.Tags}
 }
 
 func deletionOf(k *state.Key, base string) *deletion {

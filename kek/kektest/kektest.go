@@ -1,5 +1,5 @@
-// Package kektest tests implementations of kek.Wrapper, and has one in memory
-// for the tests of packages that need a KEK.
+// Package kektest tests implementations of kek.Wrapper and kek.Signer, and has
+// one in memory for the tests of packages that need a KEK.
 package kektest
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/keysidecar/keysidecar/kek"
 )
 
-// Owner acts as the owner of the key under test, past the Wrapper. All fields
+// Owner acts as the owner of the key under test, past what is tested. All fields
 // but Plant are required. The functions fail t when they cannot act.
 type Owner struct {
 	// Rotate adds a new enabled version, newer than all others.
@@ -23,7 +23,8 @@ type Owner struct {
 	Disable func(t testing.TB, v kek.Version)
 	Enable  func(t testing.TB, v kek.Version)
 	// Plant wraps arbitrary bytes under v, 24 or 40 of them, as anybody with
-	// an RSA public key can. Nil leaves out the test that needs it.
+	// an RSA public key can. Nil leaves out the test that needs it; RunSigner
+	// needs none.
 	Plant func(t testing.TB, v kek.Version, b []byte) []byte
 }
 

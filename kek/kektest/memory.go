@@ -2,11 +2,13 @@ package kektest
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,21 +18,23 @@ import (
 // Counts is how often a Memory was called, by kind, whether or not the call
 // succeeded.
 type Counts struct {
-	Newest, Wrap, Unwrap int
+	Newest, Wrap, Unwrap, Sign int
 }
 
 // Call describes one call to a Memory: what its hook is told.
 type Call struct {
-	// Op is "newest", "wrap" or "unwrap".
+	// Op is "newest", "wrap", "unwrap" or "sign".
 	Op string
-	// Key and Version are the call's arguments; Version is zero for "newest".
+	// Key and Version are the call's arguments; Version is zero for "newest"
+	// and "sign".
 	Key     kek.Key
 	Version kek.Version
 }
 
-// Memory is a kek.Wrapper with real keys and versions in memory, for fast
-// tests. It behaves like Key Vault: a disabled version wraps and does not
-// unwrap; a version outside its validity unwraps and does not wrap.
+// Memory is a kek.Wrapper and a kek.Signer with real keys and versions in
+// memory, for fast tests. It behaves like Key Vault: a disabled version wraps
+// and does not unwrap; a version outside its validity unwraps and does not
+// wrap; neither signs.
 //
 // Keys are told apart by Vault and Name. All methods are safe for concurrent
 // use.
@@ -41,7 +45,10 @@ type Memory struct {
 	hook   func(context.Context, Call) error
 }
 
-var _ kek.Wrapper = (*Memory)(nil)
+var (
+	_ kek.Wrapper = (*Memory)(nil)
+	_ kek.Signer  = (*Memory)(nil)
+)
 
 type keyName struct{ vault, name string }
 
@@ -55,6 +62,7 @@ type memoryVersion struct {
 	enabled            bool
 	notBefore, expires time.Time // zero: no limit
 	rsa                *rsa.PrivateKey
+	ec                 *ecdsa.PrivateKey
 	aes                [32]byte
 }
 
@@ -64,7 +72,7 @@ func NewMemory() *Memory {
 }
 
 // Create makes k with one enabled version: an RSA-2048 or an AES-256 key, as
-// k.Alg says. If k exists, it is replaced.
+// k.Alg says, or with a zero Alg an EC P-256 key. If k exists, it is replaced.
 func (m *Memory) Create(k kek.Key) kek.Version {
 	v := newMemoryVersion(k.Alg)
 	m.mu.Lock()
@@ -137,19 +145,25 @@ func (m *Memory) Plant(k kek.Key, v kek.Version, b []byte) ([]byte, error) {
 func (m *Memory) Newest(ctx context.Context, k kek.Key) (kek.Version, error) {
 	var newest kek.Version
 	err := m.do(ctx, Call{Op: "newest", Key: k}, func(mk *memoryKey) error {
-		now, enabled := time.Now(), false
-		for _, v := range mk.versions {
-			enabled = enabled || v.enabled
-			if v.enabled && v.wrapsAt(now) {
-				newest = v.id
-			}
+		v, err := mk.newest(time.Now())
+		if err == nil {
+			newest = v.id
 		}
-		if newest.IsZero() {
-			return &kek.Error{Reason: kek.Disabled, Expired: enabled}
-		}
-		return nil
+		return err
 	})
 	return newest, err
+}
+
+// newest returns the newest version that is enabled and valid.
+func (mk *memoryKey) newest(now time.Time) (*memoryVersion, error) {
+	enabled := false
+	for _, v := range slices.Backward(mk.versions) {
+		if v.enabled && v.wrapsAt(now) {
+			return v, nil
+		}
+		enabled = enabled || v.enabled
+	}
+	return nil, &kek.Error{Reason: kek.Disabled, Expired: enabled}
 }
 
 // Wrap implements kek.Wrapper.
@@ -196,7 +210,7 @@ func (m *Memory) Unwrap(ctx context.Context, k kek.Key, v kek.Version, wrapped [
 func (m *Memory) do(ctx context.Context, c Call, f func(*memoryKey) error) error {
 	err := m.before(ctx, c)
 	if err == nil {
-		err = m.locked(c.Key, f)
+		err = m.locked(c, f)
 	}
 	if err == nil {
 		return nil
@@ -230,19 +244,23 @@ func (m *Memory) count(op string) func(context.Context, Call) error {
 		m.counts.Wrap++
 	case "unwrap":
 		m.counts.Unwrap++
+	case kek.OpSign:
+		m.counts.Sign++
 	}
 	return m.hook
 }
 
-func (m *Memory) locked(k kek.Key, f func(*memoryKey) error) error {
+func (m *Memory) locked(c Call, f func(*memoryKey) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	mk, ok := m.keys[nameOf(k)]
+	mk, ok := m.keys[nameOf(c.Key)]
 	switch {
+	case (c.Op == kek.OpSign) != (c.Key.Alg == 0):
+		return &kek.Error{Reason: kek.Unusable, Err: errors.New("a key wraps or signs, as its Alg says")}
 	case !ok:
 		return &kek.Error{Reason: kek.NotFound}
-	case mk.alg != k.Alg:
-		return &kek.Error{Reason: kek.Unusable}
+	case mk.alg != c.Key.Alg:
+		return &kek.Error{Reason: kek.Unusable, Err: errors.New("key is of another type")}
 	}
 	return f(mk)
 }
@@ -278,6 +296,8 @@ func newMemoryVersion(alg kek.Alg) *memoryVersion {
 	v := &memoryVersion{enabled: true}
 	rand.Read(v.id[:])
 	switch alg {
+	case 0:
+		v.ec = newECKey()
 	case kek.A256KW:
 		rand.Read(v.aes[:])
 	case kek.RSAOAEP256:

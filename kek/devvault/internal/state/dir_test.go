@@ -414,7 +414,7 @@ func FuzzDecodeKey(f *testing.F) {
 	if err := d.Keys.CreateVault("acme"); err != nil {
 		f.Fatal(err)
 	}
-	for _, typ := range []string{state.TypeOctHSM, state.TypeRSA} {
+	for _, typ := range []string{state.TypeOctHSM, state.TypeRSA, state.TypeEC, state.TypeECHSM} {
 		if _, _, err := d.Keys.Create("acme", "kek", state.Spec{Type: typ}); err != nil {
 			f.Fatal(err)
 		}

@@ -12,7 +12,7 @@ import (
 func (v *Version) Type() string { return v.material.kty }
 
 // Public returns the modulus and exponent of an RSA key, big-endian; nil for
-// an oct-HSM key, of which nothing is public.
+// keys of other types.
 func (v *Version) Public() (n, e []byte) {
 	if r := v.material.rsa; r != nil {
 		return r.N.Bytes(), big.NewInt(int64(r.E)).Bytes()
@@ -22,7 +22,7 @@ func (v *Version) Public() (n, e []byte) {
 
 // Wrap wraps or encrypts, as keyOp says, if the version permits it at now.
 func (v *Version) Wrap(keyOp, alg string, in []byte, now int64) ([]byte, error) {
-	if err := v.permits(keyOp, false, now); err != nil {
+	if err := v.permits(keyOp, now); err != nil {
 		return nil, err
 	}
 	return v.material.wrap(alg, in)
@@ -31,23 +31,25 @@ func (v *Version) Wrap(keyOp, alg string, in []byte, now int64) ([]byte, error) 
 // Unwrap unwraps or decrypts, as keyOp says, if the version permits it. The
 // result has whatever length was wrapped.
 func (v *Version) Unwrap(keyOp, alg string, in []byte, now int64) ([]byte, error) {
-	if err := v.permits(keyOp, true, now); err != nil {
+	if err := v.permits(keyOp, now); err != nil {
 		return nil, err
 	}
 	return v.material.unwrap(alg, in)
 }
 
 // permits holds Azure's asymmetry: a disabled version still wraps and encrypts
-// but does not unwrap or decrypt; outside its validity it is the reverse.
-func (v *Version) permits(keyOp string, open bool, now int64) error {
+// but does not unwrap or decrypt; outside its validity it is the reverse. It
+// signs in neither case.
+func (v *Version) permits(keyOp string, now int64) error {
+	protects, opens := keyOp == KeyOpWrap || keyOp == KeyOpEncrypt, keyOp == KeyOpUnwrap || keyOp == KeyOpDecrypt
 	switch {
 	case !slices.Contains(v.Ops, keyOp):
 		return Forbidden("KeyOperationForbidden", "Operation %s is not permitted on this key.", keyOp)
-	case open && !v.Enabled:
+	case !protects && !v.Enabled:
 		return Forbidden("KeyDisabled", "Operation %s is not allowed on a disabled key.", keyOp)
-	case !open && v.Expires != 0 && now >= v.Expires:
+	case !opens && v.Expires != 0 && now >= v.Expires:
 		return Forbidden("KeyExpired", "Operation %s is not allowed on an expired key.", keyOp)
-	case !open && v.NotBefore != 0 && now < v.NotBefore:
+	case !opens && v.NotBefore != 0 && now < v.NotBefore:
 		return Forbidden("KeyNotYetValid", "Operation %s is not allowed on a key that is not yet valid.", keyOp)
 	}
 	return nil
@@ -57,6 +59,7 @@ func (v *Version) permits(keyOp string, open bool, now int64) error {
 type Spec struct {
 	Type               string // a Type constant
 	Bits               int    // 0: the type's default
+	Curve              string // of an EC key; empty: P-256
 	Disabled           bool
 	NotBefore, Expires int64
 	Ops                []string // nil: all that fit the type
@@ -66,7 +69,7 @@ type Spec struct {
 // build generates the version; append dates it. It takes long, so no lock may
 // be held.
 func (n Spec) build() (*Version, error) {
-	m, err := generate(n.Type, n.Bits)
+	m, err := generate(n.Type, n.Bits, n.Curve)
 	if err != nil {
 		return nil, err
 	}

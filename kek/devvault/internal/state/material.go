@@ -1,6 +1,7 @@
 package state
 
 import (
+	"crypto/ecdsa"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // RSA-OAEP is defined with SHA-1
@@ -13,15 +14,18 @@ import (
 const (
 	TypeRSA    = "RSA"
 	TypeRSAHSM = "RSA-HSM"
+	TypeEC     = "EC"
+	TypeECHSM  = "EC-HSM"
 	TypeOctHSM = "oct-HSM"
 )
 
-// The algorithms of wrap, unwrap, encrypt and decrypt, in Azure's spelling.
+// The algorithms in Azure's spelling.
 const (
 	algRSA15      = "RSA1_5"
 	algRSAOAEP    = "RSA-OAEP"
 	algRSAOAEP256 = "RSA-OAEP-256"
 	algA256KW     = "A256KW"
+	algES256      = "ES256"
 )
 
 // The key_ops, in Azure's spelling.
@@ -39,22 +43,28 @@ const (
 type material struct {
 	kty string
 	rsa *rsa.PrivateKey
+	ec  *ecdsa.PrivateKey // on P-256
 	oct *[32]byte
 }
 
 // defaultOps returns the key_ops that a key of the type gets, and may have.
 func defaultOps(kty string) []string {
-	if kty == TypeOctHSM {
+	switch kty {
+	case TypeOctHSM:
 		return []string{KeyOpEncrypt, KeyOpDecrypt, KeyOpWrap, KeyOpUnwrap}
+	case TypeEC, TypeECHSM:
+		return []string{KeyOpSign, KeyOpVerify}
 	}
 	return []string{KeyOpEncrypt, KeyOpDecrypt, KeyOpSign, KeyOpVerify, KeyOpWrap, KeyOpUnwrap}
 }
 
-// generate makes a key. bits zero means the type's default.
-func generate(kty string, bits int) (*material, error) {
+// generate makes a key. bits zero and curve empty mean the type's default.
+func generate(kty string, bits int, curve string) (*material, error) {
 	switch kty {
 	case TypeRSA, TypeRSAHSM:
 		return generateRSA(kty, bits)
+	case TypeEC, TypeECHSM:
+		return generateEC(kty, bits, curve)
 	case TypeOctHSM:
 		if bits != 0 && bits != 256 {
 			return nil, BadParameter("Invalid key size %d: oct-HSM keys here have 256 bits.", bits)
@@ -63,7 +73,7 @@ func generate(kty string, bits int) (*material, error) {
 		_, _ = rand.Read(m.oct[:])
 		return m, nil
 	}
-	return nil, BadParameter("Key type %q is not one of RSA, RSA-HSM, oct-HSM.", kty)
+	return nil, BadParameter("Key type %q is not one of RSA, RSA-HSM, EC, EC-HSM, oct-HSM.", kty)
 }
 
 func generateRSA(kty string, bits int) (*material, error) {
@@ -85,14 +95,17 @@ func (m *material) bits() int {
 	if m.rsa != nil {
 		return m.rsa.N.BitLen()
 	}
-	return 8 * len(m.oct)
+	return 256
 }
 
-// encode returns what a key file holds: PKCS #8 for RSA, the bare 32 bytes for
-// oct-HSM.
+// encode returns what a key file holds: PKCS #8 for RSA and EC, the bare 32
+// bytes for oct-HSM.
 func (m *material) encode() ([]byte, error) {
-	if m.rsa != nil {
+	switch {
+	case m.rsa != nil:
 		return x509.MarshalPKCS8PrivateKey(m.rsa)
+	case m.ec != nil:
+		return x509.MarshalPKCS8PrivateKey(m.ec)
 	}
 	return m.oct[:], nil
 }
@@ -109,6 +122,8 @@ func decodeMaterial(kty string, raw []byte) (*material, error) {
 			return nil, fmt.Errorf("key is %T, not RSA", k)
 		}
 		return &material{kty: kty, rsa: priv}, nil // ParsePKCS8PrivateKey precomputes
+	case TypeEC, TypeECHSM:
+		return decodeEC(kty, raw)
 	case TypeOctHSM:
 		if len(raw) != 32 {
 			return nil, fmt.Errorf("oct-HSM key has %d bytes, not 32", len(raw))

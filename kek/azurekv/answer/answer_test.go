@@ -1,4 +1,4 @@
-package azurekv_test
+package answer_test
 
 import (
 	"fmt"
@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/keysidecar/keysidecar/kek"
-	"github.com/keysidecar/keysidecar/kek/azurekv"
+	"github.com/keysidecar/keysidecar/kek/azurekv/answer"
 )
 
 func errorBody(code, inner string) string {
@@ -34,6 +34,8 @@ func TestReason(t *testing.T) {
 		{"other 400", "unwrap", 400, false, errorBody("UnsupportedApiVersion", ""), kek.Unreachable, "UnsupportedApiVersion"},
 		{"400 of a proxy", "unwrap", 400, false, html, kek.Unreachable, ""},
 		{"bad wrap", "wrap", 400, false, errorBody("BadParameter", ""), kek.Unusable, "BadParameter"},
+		{"bad sign", "sign", 400, false, errorBody("BadParameter", ""), kek.Unusable, "BadParameter"},
+		{"disabled signer", "sign", 403, false, errorBody("Forbidden", "KeyDisabled"), kek.Disabled, "KeyDisabled"},
 		{"bad get", "newest", 400, false, errorBody("BadParameter", ""), kek.Unusable, "BadParameter"},
 		{"token refused", "unwrap", 401, true, "", kek.Forbidden, ""},
 		{"token refused, no challenge", "unwrap", 401, false, errorBody("Unauthorized", ""), kek.Forbidden, "Unauthorized"},
@@ -61,9 +63,14 @@ func TestReason(t *testing.T) {
 		{"deep code", "unwrap", 403, false, `{"error":{"code":"a","innererror":{"code":"b","innererror":{"code":"KeyDisabled"}}}}`, kek.Disabled, "KeyDisabled"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			reason, code := azurekv.Reason(test.op, test.status, test.challenged, test.body)
-			if reason != test.want || code != test.code {
-				t.Errorf("got %s, %q, want %s, %q", reason, code, test.want, test.code)
+			header := make(http.Header)
+			if test.challenged {
+				header.Set("WWW-Authenticate", "Bearer")
+			}
+			f := answer.NewFault(test.status, header, []byte(test.body), time.Now())
+			reason := f.Reason(test.op == "unwrap")
+			if reason != test.want || f.Code != test.code || f.Status != test.status {
+				t.Errorf("got %d, %s, %q, want %s, %q", f.Status, reason, f.Code, test.want, test.code)
 			}
 		})
 	}
@@ -73,7 +80,7 @@ func FuzzErrorCodes(f *testing.F) {
 	f.Add([]byte(errorBody("Forbidden", "KeyDisabled")))
 	f.Add([]byte(strings.Repeat(`{"error":{"innererror":`, 20)))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		outer, inner := azurekv.ErrorCodes(body)
+		outer, inner := answer.ErrorCodes(body)
 		for _, code := range []string{outer, inner} {
 			if len(code) > 40 || strings.ContainsAny(code, " \n\"<") {
 				t.Errorf("code %q", code)
@@ -112,7 +119,7 @@ func TestRetryAfter(t *testing.T) {
 		{"overflow", header("Retry-After", "99999999999999999999"), 0},
 		{"date too far", header("Retry-After", "Sun, 22 Nov 2099 03:00:09 GMT"), time.Hour},
 	} {
-		if got := azurekv.RetryAfter(test.h, now); got != test.want {
+		if got := answer.RetryAfter(test.h, now); got != test.want {
 			t.Errorf("%s: got %s, want %s", test.name, got, test.want)
 		}
 	}
@@ -124,7 +131,7 @@ func FuzzRetryAfter(f *testing.F) {
 	now := time.Date(2026, 11, 22, 3, 0, 0, 0, time.UTC)
 	f.Fuzz(func(t *testing.T, seconds, ms, azure string) {
 		h := http.Header{"Retry-After": {seconds}, "Retry-After-Ms": {ms}, "X-Ms-Retry-After-Ms": {azure}}
-		if d := azurekv.RetryAfter(h, now); d < 0 || d > time.Hour {
+		if d := answer.RetryAfter(h, now); d < 0 || d > time.Hour {
 			t.Errorf("got %s", d)
 		}
 	})

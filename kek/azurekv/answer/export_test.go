@@ -1,0 +1,7 @@
+package answer
+
+// Doors for the external tests.
+var (
+	RetryAfter = retryAfter
+	ErrorCodes = errorCodes
+)
