@@ -37,26 +37,35 @@ const (
 	// TenantRegion: a tenant that the sidecar served may not be served in the
 	// sidecar's region any more.
 	TenantRegion Kind = "tenant-region"
+	// TenantAudit: a tenant's calls are only counted that got a record each.
+	TenantAudit Kind = "tenant-audit"
+	// AuditOff: nothing is recorded any more.
+	AuditOff Kind = "audit-off"
 )
 
 // Refuses reports whether the change is never right. The other findings are
-// warnings: the change takes data away, and may be meant to.
+// warnings: the change takes data away, or records of it, and may be meant to.
 func (k Kind) Refuses() bool {
-	return k != TenantRemoved && k != TenantSuspended && k != TenantRegion
+	switch k {
+	case TenantRemoved, TenantSuspended, TenantRegion, TenantAudit, AuditOff:
+		return false
+	}
+	return true
 }
 
 // maxTemplateID is the longest tenant ID that fits a URL template, in bytes.
 const maxTemplateID = 24
 
 // Finding is one thing that a new configuration takes away from data which was
-// sealed under an old one.
+// sealed under an old one, or from the audit log.
 type Finding struct {
 	// Kind is what it is about.
 	Kind Kind
-	// Name is the KEK's ref, the tenant's ID, or "prefix" and the prefix in quotes.
+	// Name is the KEK's ref, the tenant's ID, or "prefix" and the prefix in quotes;
+	// for AuditOff "audit.sink".
 	Name string
 	// File and Line are where: in the new tenants file, or in the old one for
-	// what is gone.
+	// what is gone; for AuditOff in the new config.yaml.
 	File string
 	Line int
 	// Text says what is wrong and what to do.
@@ -69,12 +78,16 @@ func (f Finding) String() string {
 }
 
 // Check returns what the new configuration takes away from data sealed under
-// the old one, KEKs first, in the order of the old file. Both have to come
-// from Load or Reload.
+// the old one, and from the audit log: KEKs first, in the order of the old file,
+// config.yaml last. Both have to come from Load or Reload.
 func Check(old, now *Config) []Finding {
 	a := against{old: newSide(old), new: newSide(now)}
 	a.checkKEKs()
 	a.checkRules()
+	if old.Audit.Sink != "none" && now.Audit.Sink == "none" {
+		a.findings = append(a.findings, Finding{Kind: AuditOff, Name: "audit.sink", File: now.Path, Line: now.Audit.sinkLine,
+			Text: "is none: nothing is recorded any more"})
+	}
 	return a.findings
 }
 
@@ -169,6 +182,9 @@ func (a *against) checkRule(name string, r *tenant.Rule, was, now int) {
 		a.add(TenantRegion, name, a.new, line,
 			"the sidecar's region %q is not one of its regions: nothing is sealed or unsealed here", a.new.region)
 	}
+	if a.old.audit(old) == tenant.AuditFull && a.new.audit(rule) == tenant.AuditAggregate {
+		a.add(TenantAudit, name, a.new, line, "its calls are no longer recorded one by one")
+	}
 }
 
 // refs are the refs of a rule's KEKs.
@@ -193,12 +209,16 @@ func samples(r *tenant.Rule) []string {
 type side struct {
 	*Tenants
 
-	region string
-	keks   map[string]int // where each ref is in Config.KEKs
+	region  string
+	keks    map[string]int   // where each ref is in Config.KEKs
+	audited tenant.AuditMode // without a word about it in a rule; AuditDefault: nothing is recorded
 }
 
 func newSide(c *Config) side {
 	s := side{Tenants: c.Tenants, region: c.Region, keks: map[string]int{}}
+	if c.Audit.Sink != "none" {
+		s.audited = c.Audit.Mode()
+	}
 	for i, k := range c.Tenants.Config.KEKs {
 		s.keks[k.Ref] = i
 	}
@@ -209,6 +229,15 @@ func newSide(c *Config) side {
 func (s *side) allows(r *tenant.Rule) bool {
 	e := tenant.Entry{Regions: r.Regions}
 	return e.Allows(s.region)
+}
+
+// audit returns how this side's sidecar records the calls for r's tenants;
+// AuditDefault if it records nothing.
+func (s *side) audit(r *tenant.Rule) tenant.AuditMode {
+	if s.audited == tenant.AuditDefault || r.Audit == tenant.AuditDefault {
+		return s.audited
+	}
+	return r.Audit
 }
 
 // taken returns those of ids that r takes, whichever of the rules they fall

@@ -44,6 +44,7 @@ func drawTenants(t *rapid.T, c config.Config, ids, prefixes []string) *config.Co
 		}
 		keks := rapid.SliceOfNDistinct(rapid.SampledFrom(refs), 1, 4, rapid.ID).Draw(t, "keks")
 		more := rapid.SampledFrom([]string{"", "", ", state: suspended", ", regions: [r]"}).Draw(t, "more")
+		more += rapid.SampledFrom([]string{"", ", audit: full", ", audit: aggregate"}).Draw(t, "audit")
 		rule := fmt.Sprintf("- {%s, kek: %s, also_opens: [%s]%s}\n", about, keks[0], strings.Join(keks[1:], ", "), more)
 		if _, err := config.DecodeTenants("f", []byte(head+rule), &c); err == nil { // the ID fits the templates
 			head += rule
@@ -99,7 +100,16 @@ func lost(id tenant.ID, old, now *config.Config) []config.Kind {
 	if was.Allows(old.Region) && !is.Allows(now.Region) {
 		kinds = append(kinds, config.TenantRegion)
 	}
+	if eachRecorded(was, old) && !eachRecorded(is, now) {
+		kinds = append(kinds, config.TenantAudit)
+	}
 	return kinds
+}
+
+// eachRecorded reports whether a sidecar with that configuration writes a record
+// of each of the tenant's calls.
+func eachRecorded(e *tenant.Entry, c *config.Config) bool {
+	return e.Audit == tenant.AuditFull || e.Audit == tenant.AuditDefault && c.Audit.Data == "full"
 }
 
 // TestCheckFindsWhatIsLost looks up random IDs in random pairs of files. Check
@@ -111,8 +121,10 @@ func TestCheckFindsWhatIsLost(t *testing.T) {
 	ids := []string{"acme", "Acme", "c-7", "acme-corporation-eu", "c-" + strings.Repeat("7", 22), strings.Repeat("a", 21), "aa.b"}
 	prefixes := []string{"", "a", "ac", "acme-", "A", "c-", "c-7", strings.Repeat("a", 12), "aa."}
 	rapid.Check(t, func(t *rapid.T) {
-		old := drawTenants(t, base, ids, prefixes)
-		other := base
+		data := rapid.SampledFrom([]string{"aggregate", "full"})
+		first, other := base, base
+		first.Audit.Data, other.Audit.Data = data.Draw(t, "data"), data.Draw(t, "data")
+		old := drawTenants(t, first, ids, prefixes)
 		other.Region = rapid.SampledFrom([]string{"r", "elsewhere"}).Draw(t, "region")
 		now := drawTenants(t, other, ids, prefixes)
 		if same := config.Check(old, old); len(same) > 0 {

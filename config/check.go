@@ -52,6 +52,7 @@ func (c *Config) check(f *strict.File) {
 		names[cred.Name] = true
 		cred.check(f, at, c.KeyVault.Cloud)
 	}
+	c.checkAudit(f)
 }
 
 // check is about both sockets and TCP.

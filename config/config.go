@@ -90,6 +90,8 @@ type Config struct {
 	Memory Memory `yaml:"memory"`
 	// Limits bounds what callers can ask.
 	Limits Limits `yaml:"limits"`
+	// Audit says what is recorded in the audit log, and where.
+	Audit Audit `yaml:"audit"`
 	// Server has switches of the gRPC server.
 	Server Server `yaml:"server"`
 	// Metrics says where metrics are served.
@@ -97,6 +99,8 @@ type Config struct {
 	// Log says what is logged to standard error.
 	Log Log `yaml:"log"`
 
+	// Path is the path of config.yaml.
+	Path string `yaml:"-"`
 	// Tenants is the file that TenantsFile names, loaded.
 	Tenants *Tenants `yaml:"-"`
 	// Policy is the file that PolicyFile names, loaded.
@@ -369,7 +373,8 @@ func Default() *Config {
 			Caller: CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
 			Tenant: TenantLimit{Rate: 20_000, Burst: 20_000, Calls: 1024, Waiting: 32},
 			Misses: MissLimit{Rate: 100, Burst: 2000}, Drain: 10 * time.Second},
-		Log: Log{Level: "info", Format: "json"},
+		Audit: defaultAudit(),
+		Log:   Log{Level: "info", Format: "json"},
 	}
 }
 

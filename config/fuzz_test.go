@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/keysidecar/keysidecar/config"
+	"github.com/keysidecar/keysidecar/tenant"
 )
 
 // checkError fails unless err is an *Error that names 1 to MaxProblems
@@ -51,6 +52,14 @@ func FuzzLoad(f *testing.F) {
 		if c.APIVersion != "keysidecar/v1" || c.Listen.Socket == "" || c.Listen.Mode&^0o666 != 0 || c.KeyVault.LoadTimeout <= 0 ||
 			d.HardAge() < d.SoftAge || d.SoftAge <= 0 || c.Cache.Entries <= 0 || c.Limits.UnaryBytes > 64*config.MiB || c.Limits.Drain < 0 {
 			t.Errorf("not checked: %+v", c)
+		}
+		a := &c.Audit
+		if (a.Dir == "") == (a.Sink == "dir") || len(a.Name) > 64 || len(a.Context) > 16 || a.MaxBytes < 4*a.SegmentBytes ||
+			a.Interval < time.Second || a.Mode() == tenant.AuditDefault {
+			t.Errorf("not checked: %+v", a)
+		}
+		if k, ok := a.SignerKey(); ok != (a.Signer.URL != "") || ok && (k.Vault+"/keys/"+k.Name != a.Signer.URL || k.Credential == "" || k.EntraTenant == "") {
+			t.Errorf("signer %+v is key %+v, %t", a.Signer, k, ok)
 		}
 	})
 }

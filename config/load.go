@@ -57,6 +57,7 @@ func (c *Config) load(ps *strict.Problems) {
 func (c *Config) decode(path string, data []byte, ps *strict.Problems) {
 	f := strict.Parse(path, data, ps)
 	f.Decode(c)
+	c.Path = path
 	if c.Listen.AdminSocket == "" {
 		c.Listen.AdminSocket = filepath.Join(filepath.Dir(c.Listen.Socket), "admin.sock")
 	}

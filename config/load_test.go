@@ -138,12 +138,12 @@ func TestReferenceLoads(t *testing.T) {
 	c := mustLoad(t, writeFiles(t, config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy()))
 	want := config.Default()
 	want.APIVersion = "keysidecar/v1"
-	want.TenantsFile, want.PolicyFile = c.TenantsFile, c.PolicyFile
+	want.Path, want.TenantsFile, want.PolicyFile = c.Path, c.TenantsFile, c.PolicyFile
 	want.Listen.AdminSocket = "/run/keysidecar/admin.sock"
 	want.Region = "westeurope"
 	want.KeyVault.Credentials = []config.Credential{{Name: "main", Type: "workload_identity",
 		TenantID: "11111111-2222-3333-4444-555555555555", ClientID: "66666666-7777-8888-9999-000000000000"}}
-	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants", "Policy")); diff != "" {
+	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants", "Policy"), cmpopts.IgnoreUnexported(config.Audit{})); diff != "" {
 		t.Errorf("the reference differs from the defaults (-want +got):\n%s", diff)
 	}
 	for _, text := range []string{config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy()} {
@@ -168,12 +168,17 @@ func TestDefaults(t *testing.T) {
 			Caller: config.CallLimit{Rate: 20_000, Burst: 20_000, Calls: 1024},
 			Tenant: config.TenantLimit{Rate: 20_000, Burst: 20_000, Calls: 1024, Waiting: 32},
 			Misses: config.MissLimit{Rate: 100, Burst: 2000}},
-		"admin":      c.Listen.AdminSocket == "/run/keysidecar/admin.sock" && c.Listen.AdminMode == 0o600,
-		"tcp":        c.Listen.TCP.Address == "" && c.Listen.TCP.MaxAge == time.Hour && slices.Equal(c.Listen.TCP.Allow, []string{"127.0.0.0/8", "::1/128"}),
-		"reload":     c.ReloadInterval == 5*time.Second && c.StateDir == "",
-		"key vault":  c.KeyVault.Cloud == "public" && c.KeyVault.PollInterval == 5*time.Minute && c.KeyVault.LoadTimeout == 5*time.Second,
-		"off":        c.Metrics.Listen == "" && !c.Server.Reflection && !c.Memory.RequireLocked,
-		"log":        c.Log == config.Log{Level: "info", Format: "json"},
+		"admin":     c.Listen.AdminSocket == "/run/keysidecar/admin.sock" && c.Listen.AdminMode == 0o600,
+		"tcp":       c.Listen.TCP.Address == "" && c.Listen.TCP.MaxAge == time.Hour && slices.Equal(c.Listen.TCP.Allow, []string{"127.0.0.0/8", "::1/128"}),
+		"reload":    c.ReloadInterval == 5*time.Second && c.StateDir == "",
+		"key vault": c.KeyVault.Cloud == "public" && c.KeyVault.PollInterval == 5*time.Minute && c.KeyVault.LoadTimeout == 5*time.Second,
+		"off":       c.Metrics.Listen == "" && !c.Server.Reflection && !c.Memory.RequireLocked,
+		"log":       c.Log == config.Log{Level: "info", Format: "json"},
+		"audit": c.Audit.Sink == "stdout" && c.Audit.Dir == "" && c.Audit.Name == "" && c.Audit.Data == "aggregate" && c.Audit.Context == nil &&
+			c.Audit.Interval == time.Minute && c.Audit.CheckpointInterval == 10*time.Second && c.Audit.WriteTimeout == 2*time.Second,
+		"audit bounds": c.Audit.Rows == 10_000 && c.Audit.DenialsPerMinute == 600 && c.Audit.SegmentBytes == 64<<20 && c.Audit.MaxBytes == 4<<30,
+		"audit retention": c.Audit.Retention == config.Retention{Keys: 9600 * time.Hour, Denials: 9600 * time.Hour, Data: 2160 * time.Hour} &&
+			c.Audit.Signer == config.Signer{},
 		"credential": c.Tenants.Config.KEKs[0].Credential == "main",
 	} {
 		if !ok {

@@ -51,7 +51,7 @@ func TestReferenceIsGenerated(t *testing.T) {
 // its fields ("Listen.Socket").
 func comments(t *testing.T) map[string]string {
 	docs := map[string]string{}
-	for _, name := range []string{"config.go", "tenants.go", "policy.go"} {
+	for _, name := range []string{"config.go", "audit.go", "tenants.go", "policy.go"} {
 		f, err := parser.ParseFile(token.NewFileSet(), name, nil, parser.ParseComments)
 		if err != nil {
 			t.Fatal(err)
@@ -255,8 +255,8 @@ Durations are written ` + "`250ms`, `1h30m`, `30d`" + `; sizes ` + "`512KiB`, `6
 
 ` + "`keysidecar config check --against OLD`" + ` compares with the files of before. It refuses a KEK that is gone, renamed, in use
 again after it was retired, or has another URL or algorithm, a tenant that lost a KEK which its data may be wrapped with,
-and a rule with tenant IDs that no longer fit the URL template of a KEK; it warns of a tenant that is gone, suspended, or
-no longer allowed in the sidecar's region.
+and a rule with tenant IDs that no longer fit the URL template of a KEK; it warns of a tenant that is gone, suspended,
+no longer allowed in the sidecar's region, or whose calls are no longer recorded one by one, and of an audit log that is off.
 
 ` + "`keysidecar config reference`" + ` prints all files with every key.
 

@@ -3,7 +3,6 @@ package config
 import (
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/keysidecar/keysidecar/config/internal/strict"
 	"github.com/keysidecar/keysidecar/kek"
@@ -92,6 +91,10 @@ type tenantEntry struct {
 	Burst int `yaml:"burst" min:"0" max:"10000000"`
 	// Calls is how many are in flight at a time. 0 is what limits.tenant says.
 	Calls int `yaml:"calls" min:"0" max:"1000000"`
+	// Audit is how calls for these tenants are recorded: "aggregate" counts those
+	// that are alike, "full" writes a record of each. Empty: what audit.data of
+	// config.yaml says.
+	Audit string `yaml:"audit" enum:"aggregate full" example:"full"`
 }
 
 // loadTenants returns nil if there are problems.
@@ -141,9 +144,13 @@ func (tf *tenantsFile) config(c *Config) tenant.Config {
 			EntraTenant: k.EntraTenant, Retired: k.Retired}
 	}
 	for i, t := range tf.Tenants {
+		audit, err := tenant.ParseAuditMode(t.Audit)
+		if err != nil {
+			panic("config: internal error: audit: " + err.Error()) // the enum tag lists tenant's names
+		}
 		out.Tenants[i] = tenant.Rule{ID: t.ID, Prefix: t.Prefix, KEK: t.KEK, AlsoOpens: t.AlsoOpens,
 			Regions: t.Regions, Suspended: t.State == "suspended",
-			Limits: tenant.Limits{Rate: t.Rate, Burst: t.Burst, Calls: t.Calls}}
+			Limits: tenant.Limits{Rate: t.Rate, Burst: t.Burst, Calls: t.Calls}, Audit: audit}
 	}
 	return out
 }
@@ -151,13 +158,7 @@ func (tf *tenantsFile) config(c *Config) tenant.Config {
 // checkTenants checks t against what only c knows.
 func (c *Config) checkTenants(f *strict.File, t *tenant.Config) {
 	for i, k := range t.KEKs {
-		j := slices.IndexFunc(c.KeyVault.Credentials, func(cred Credential) bool { return cred.Name == k.Credential })
-		if j < 0 {
-			f.Addf(fmt.Sprintf("keks[%d].credential", i), "%q is not the name of one of key_vault.credentials", k.Credential)
-		} else if !c.KeyVault.Credentials[j].reaches(k.EntraTenant) {
-			f.Addf(fmt.Sprintf("keks[%d].entra_tenant", i),
-				"is neither tenant_id nor one of allowed_tenants of credential %s", k.Credential)
-		}
+		c.checkReaches(f, fmt.Sprintf("keks[%d]", i), k.Credential, k.EntraTenant)
 	}
 	for i, r := range t.Tenants {
 		if len(r.Regions) > 0 && c.Region == "" {

@@ -109,16 +109,38 @@ func (c *checker) checkKEK(k *KEK, path string) template {
 	}
 	if err := t.parseURL(k.URL); err != nil {
 		c.addf(path+".url", "%s", err)
-	} else if !c.allowed(t.pattern()) {
-		c.addf(path+".url", "host %s is not one of the allowed vault hosts", t.pattern())
+	} else if err := c.checkAllowed(&t); err != nil {
+		c.addf(path+".url", "%s", err)
 	}
 	return t
 }
 
-// allowed reports whether every host of pattern is one of Config.Hosts.
-func (c *checker) allowed(pattern string) bool {
-	_, rest, _ := strings.Cut(pattern, ".")
-	return c.hosts[pattern] || c.hosts["*."+rest]
+// checkAllowed checks that every host of the URL is one of Config.Hosts.
+func (c *checker) checkAllowed(t *template) error {
+	pattern := t.pattern()
+	if _, rest, _ := strings.Cut(pattern, "."); !c.hosts[pattern] && !c.hosts["*."+rest] {
+		return fmt.Errorf("host %s is not one of the allowed vault hosts", pattern)
+	}
+	return nil
+}
+
+// ParseKeyURL returns the vault and the name, as in kek.Key, of the one key that
+// url is about: a URL as in KEK, without "{tenant}". Its host has to be one of
+// hosts, which are as in Config.
+func ParseKeyURL(url string, hosts []string) (vault, name string, err error) {
+	c := newChecker(Config{Hosts: hosts})
+	c.checkHosts()
+	var t template
+	if err := t.parseURL(url); err != nil {
+		return "", "", err
+	}
+	if t.inHost || t.inName {
+		return "", "", fmt.Errorf("has %s: it has to be one key's", hole)
+	}
+	if err := c.checkAllowed(&t); err != nil {
+		return "", "", err
+	}
+	return t.key.Vault, t.key.Name, nil
 }
 
 func (c *checker) checkRules() *Directory {
@@ -196,7 +218,10 @@ func (c *checker) addPrefix(d *Directory, r *Rule, path string) {
 func (c *checker) checkRule(r *Rule, path string) (*rule, bool) {
 	before := len(c.mistakes)
 	c.checkLimits(r.Limits, path)
-	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended, limits: r.Limits}
+	if r.Audit > AuditFull {
+		c.addf(path+".audit", "%s is not a mode", r.Audit)
+	}
+	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended, limits: r.Limits, audit: r.Audit}
 	for i, region := range r.Regions {
 		if region == "" {
 			c.addf(fmt.Sprintf("%s.regions[%d]", path, i), "is empty")

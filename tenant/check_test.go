@@ -97,6 +97,7 @@ func TestNewRefuses(t *testing.T) {
 		{"negatively infinite rate", func(c *tenant.Config) { c.Tenants[0].Limits.Rate = math.Inf(-1) }, "tenants[0].rate", "-Inf"},
 		{"negative burst", func(c *tenant.Config) { c.Tenants[3].Limits.Burst = -1 }, "tenants[3].burst", "negative"},
 		{"negative calls", func(c *tenant.Config) { c.Tenants[1].Limits.Calls = -1 }, "tenants[1].calls", "negative"},
+		{"no mode of the audit log", func(c *tenant.Config) { c.Tenants[3].Audit = tenant.AuditFull + 1 }, "tenants[3].audit", "audit(3)"},
 		{"host in upper case", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "KV.example.com") }, "hosts[2]", "lower case"},
 		{"any host", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "*") }, "hosts[2]", "DNS name"},
 		{"host of one label", func(c *tenant.Config) { c.Hosts = append(c.Hosts, "*.net") }, "hosts[2]", "two labels"},

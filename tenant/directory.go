@@ -94,6 +94,8 @@ type Rule struct {
 	// Limits bound the tenant's calls. With Prefix every tenant has the same
 	// limits, each of its own. The zero Limits are the sidecar's defaults.
 	Limits Limits
+	// Audit is how the tenant's calls are recorded. Zero is AuditDefault.
+	Audit AuditMode
 }
 
 // maxKEKs bounds the KEKs of a rule, because Entry.KEK searches them one by one.
@@ -113,6 +115,8 @@ type Entry struct {
 	Suspended bool
 	// Limits bound the tenant's calls, as its rule has them.
 	Limits Limits
+	// Audit is how its calls are recorded, as its rule has it.
+	Audit AuditMode
 }
 
 // KEK returns the tenant's KEK of that ref. It does not allocate.
@@ -149,6 +153,7 @@ type rule struct {
 	regions   []string
 	suspended bool
 	limits    Limits
+	audit     AuditMode
 }
 
 // New checks cfg as a whole and returns its Directory. The error is a
@@ -224,7 +229,8 @@ func (d *Directory) rule(id string) *rule {
 
 // entry fills the templates of the rule's KEKs.
 func (r *rule) entry(id ID) (*Entry, error) {
-	e := &Entry{ID: id, KEKs: make([]kek.Key, len(r.keks)), Regions: r.regions, Suspended: r.suspended, Limits: r.limits}
+	e := &Entry{ID: id, KEKs: make([]kek.Key, len(r.keks)), Regions: r.regions, Suspended: r.suspended,
+		Limits: r.limits, Audit: r.audit}
 	for i := range r.keks {
 		k, err := r.keks[i].fill(id)
 		if err != nil {

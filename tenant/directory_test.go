@@ -38,8 +38,9 @@ func sample() tenant.Config {
 		Tenants: []tenant.Rule{
 			{ID: "acme", KEK: "acme", AlsoOpens: []string{"old", "shared"}, Regions: []string{"westeurope", "northeurope"},
 				Limits: tenant.Limits{Rate: math.MaxFloat64, Burst: math.MaxInt, Calls: math.MaxInt}},
-			{ID: "closed", KEK: "hsm", Suspended: true},
-			{Prefix: new("c-"), KEK: "each", AlsoOpens: []string{"hsm"}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2}},
+			{ID: "closed", KEK: "hsm", Suspended: true, Audit: tenant.AuditFull},
+			{Prefix: new("c-"), KEK: "each", AlsoOpens: []string{"hsm"}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2},
+				Audit: tenant.AuditAggregate},
 			{Prefix: new("c-big-"), KEK: "shared"},
 			{Prefix: new("x"), KEK: "shared", Regions: []string{"westeurope"}, Suspended: true},
 		},
@@ -78,8 +79,9 @@ func TestLookup(t *testing.T) {
 	for id, want := range map[string]*tenant.Entry{
 		"acme": {KEKs: []kek.Key{acme, old, shared}, Regions: []string{eu, "northeurope"},
 			Limits: tenant.Limits{Rate: math.MaxFloat64, Burst: math.MaxInt, Calls: math.MaxInt}},
-		"closed":  {KEKs: []kek.Key{hsm}, Suspended: true},
-		"c-7":     {KEKs: []kek.Key{each, hsm7}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2}},
+		"closed": {KEKs: []kek.Key{hsm}, Suspended: true, Audit: tenant.AuditFull},
+		"c-7": {KEKs: []kek.Key{each, hsm7}, Limits: tenant.Limits{Rate: 0.5, Burst: 1, Calls: 2},
+			Audit: tenant.AuditAggregate},
 		"c-big-1": {KEKs: []kek.Key{shared}},
 		"c.1":     nil,
 		"x":       {KEKs: []kek.Key{shared}, Regions: []string{eu}, Suspended: true},

@@ -178,6 +178,10 @@ func find(n *yaml.Node, at string) *yaml.Node {
 	return n
 }
 
+// Line returns the line of the field of that path, or that of the innermost part
+// of the path that is there.
+func (f *File) Line(at string) int { return find(f.root, at).Line }
+
 // Lines returns where the elements of the list of that key begin.
 func (f *File) Lines(key string) []int {
 	list := find(f.root, key)
