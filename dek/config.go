@@ -93,7 +93,8 @@ type Negative struct {
 // EventKind is what happens to a key.
 type EventKind uint8
 
-// The events of a key's life, in the order in which a mint goes through them.
+// The events of a key's life, the first ones in the order in which a mint goes
+// through them.
 const (
 	// Wrapped: a new DEK has been wrapped and not yet been proved.
 	Wrapped EventKind = 1 + iota
@@ -105,9 +106,13 @@ const (
 	Unwrapped
 	// Fenced: a KEK version has been refused; its DEKs leave the cache.
 	Fenced
+	// Rejected: what was unwrapped is not the DEK that its block names.
+	Rejected
 )
 
-var eventNames = [...]string{Wrapped: "wrapped", Proved: "proved", Activated: "activated", Unwrapped: "unwrapped", Fenced: "fenced"}
+var eventNames = [...]string{
+	Wrapped: "wrapped", Proved: "proved", Activated: "activated", Unwrapped: "unwrapped", Fenced: "fenced", Rejected: "rejected",
+}
 
 // String returns the event in a word.
 func (k EventKind) String() string {

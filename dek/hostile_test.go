@@ -63,6 +63,9 @@ func TestLeasesAreOfWhatIsHeld(t *testing.T) {
 			t.Fatalf("ForOpen: %v, want %v", err, dek.ErrMismatch)
 		}
 	}
+	if got := lying.events; len(got) != 50 || got[0] != dek.Rejected {
+		t.Errorf("recorded %v, want 50 times that it was rejected", got)
+	}
 	if n := lying.Leases(); n != 0 {
 		t.Errorf("%d leases, and no DEK is held", n)
 	}

@@ -105,13 +105,15 @@ func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, 
 	return &held{key: dek, info: info, lease: lease}, nil
 }
 
-// accept checks that dek is the DEK that key names, and records it. If not, it
+// accept checks whether dek is the DEK that key names, and records that. If not, it
 // wipes dek.
 func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info Info) (err error) {
+	kind := Unwrapped
 	if envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
-		err = ErrMismatch
-	} else {
-		err = s.record(ctx, Event{Kind: Unwrapped, Tenant: key.tenant, Info: info})
+		kind, err = Rejected, ErrMismatch
+	}
+	if failed := s.record(ctx, Event{Kind: kind, Tenant: key.tenant, Info: info}); failed != nil {
+		err = failed
 	}
 	if err != nil {
 		dek.Wipe()

@@ -2,6 +2,7 @@ package sealer
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -12,7 +13,7 @@ import (
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
-// op is one operation between begin and done.
+// op is one operation between begin and end.
 type op struct {
 	s       *Sealer
 	event   Event
@@ -20,6 +21,7 @@ type op struct {
 	entry   *tenant.Entry
 	context envelope.Context
 	pass    limit.Pass // the tenant's
+	done    bool       // by finish
 }
 
 // begin makes the checks that need no sealed data: size, syntax of tenant and
@@ -35,12 +37,14 @@ func (s *Sealer) begin(v policy.Verb, r Request) (*op, error) {
 	}
 	id, err := tenant.Parse(r.Tenant)
 	if err != nil {
+		op.event.InputBytes, op.event.InputSum = rejected(r.Tenant)
 		return op, fail(InvalidTenant, err)
 	}
 	op.event.Tenant = r.Tenant
 	if op.context, err = envelope.ParseContext(r.Context); err != nil {
 		return op, fail(InvalidContext, err)
 	}
+	op.event.Context = listed(r.Context, s.cfg.RecordContext)
 	rules := s.cfg.Rules()
 	if !rules.Policy.Allow(r.Caller, v, id, s.clock.At(op.start)) {
 		return op, fail(PermissionDenied, nil)
@@ -52,6 +56,9 @@ func (s *Sealer) begin(v policy.Verb, r Request) (*op, error) {
 // of it is known without asking anybody.
 func (op *op) enter(rules *Rules, id tenant.ID) error {
 	entry, err := rules.Tenants(id)
+	if entry != nil {
+		op.event.Audit = entry.Audit
+	}
 	switch {
 	case errors.Is(err, tenant.ErrUnknown):
 		return fail(UnknownTenant, err)
@@ -99,18 +106,63 @@ var (
 	errMisses      = errors.New("caller is over its rate of data keys of one vault that are not in memory: limits.misses")
 )
 
-// done reports the outcome, and returns it.
-func (op *op) done(ctx context.Context, res Result, err error) (Result, error) {
-	op.event.Duration = time.Since(op.start)
-	if e, ok := errors.AsType[*Error](err); ok {
-		op.event.Reason = e.Reason
+// finish records and reports the outcome, and returns it. What cannot be
+// recorded does not happen, as far as the caller is concerned.
+func (op *op) finish(ctx context.Context, res Result, err error) (Result, error) {
+	op.done = true
+	if err == nil {
+		op.event.Key = res.Key
 	}
-	op.event.Err = err
+	op.describe(err)
+	if failed := op.s.cfg.Record(ctx, op.event); failed != nil {
+		if err = failed; ctx.Err() == nil {
+			err = &Error{Reason: AuditUnavailable, RetryAfter: retryAudit, cause: failed}
+		}
+		op.describe(err)
+	}
 	op.s.cfg.Observe(ctx, op.event)
 	if err != nil {
 		return Result{}, err
 	}
 	return res, nil
+}
+
+func (op *op) describe(err error) {
+	op.event.Duration, op.event.Reason, op.event.Err = time.Since(op.start), OK, err
+	if e, ok := errors.AsType[*Error](err); ok {
+		op.event.Reason = e.Reason
+	}
+}
+
+var errPanic = errors.New("the operation panicked")
+
+// end gives back what begin took. A panic is on its way if there was no finish:
+// the operation is recorded all the same.
+func (op *op) end(ctx context.Context) {
+	op.pass.Leave()
+	if !op.done {
+		_, _ = op.finish(ctx, Result{}, errPanic) // the panic goes on
+	}
+}
+
+// rejected describes what is not written down.
+func rejected(input string) (n int, sum [8]byte) {
+	hash := sha256.Sum256([]byte(input))
+	return len(input), [8]byte(hash[:8])
+}
+
+// listed returns the entries of an encryption context that keys names.
+func listed(context map[string]string, keys []string) map[string]string {
+	var out map[string]string
+	for _, k := range keys {
+		if v, ok := context[k]; ok {
+			if out == nil {
+				out = make(map[string]string)
+			}
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // MaxSealed returns the size of the largest bundle over n bytes of plaintext.

@@ -121,7 +121,7 @@ func keyError(ctx context.Context, err error) error {
 	case errors.Is(err, dek.ErrNoBlock):
 		return fail(NeedsRegistry, err)
 	case errors.Is(err, dek.ErrNotRecorded):
-		return fail(AuditUnavailable, err)
+		return &Error{Reason: AuditUnavailable, RetryAfter: retryAudit, cause: err}
 	case errors.Is(err, dek.ErrBusy):
 		return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: fmt.Errorf("%w: see why that vault does not answer; "+
 			"limits.tenant.waiting is how many wait for key_vault.load_timeout", err)}

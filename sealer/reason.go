@@ -95,6 +95,17 @@ func (r Reason) String() string {
 	return fmt.Sprintf("REASON_%d", uint8(r))
 }
 
+// Denial reports whether r says that somebody asked for what is not theirs, or
+// not now. Others are mistakes, limits, or something that does not work.
+func (r Reason) Denial() bool {
+	switch r {
+	case Unauthenticated, PermissionDenied, InvalidTenant, UnknownTenant, TenantSuspended, TenantShredded, Residency,
+		AuthenticationFailed, KEKNotAllowed:
+		return true
+	}
+	return false
+}
+
 // Text returns the constant message for callers.
 func (r Reason) Text() string {
 	if int(r) < len(reasons) {

@@ -12,6 +12,7 @@ const (
 	retryUnreachable = 2 * time.Second
 	retryForbidden   = 15 * time.Second
 	retryOverloaded  = 100 * time.Millisecond
+	retryAudit       = time.Second
 	// retryMiss is at least: who comes back for each token gets no further than
 	// who comes once for many.
 	retryMiss = time.Second

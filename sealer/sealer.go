@@ -38,8 +38,15 @@ type Config struct {
 	// Signers are the pinned public keys (P-256) that may prove key blocks,
 	// by envelope.SignerID. None means that no proven block is accepted.
 	Signers map[envelope.ID]*ecdsa.PublicKey
-	// Observe, if set, is told of every operation, before its answer. It must
-	// be safe for concurrent use and quick.
+	// Record, if set, is told of every operation, before its answer. When it
+	// returns an error, the answer is AuditUnavailable instead, or ctx's error
+	// if it is that. It must be safe for concurrent use.
+	Record func(context.Context, Event) error
+	// RecordContext are the keys of the encryption context whose values Record
+	// gets.
+	RecordContext []string
+	// Observe, if set, is told of every operation after Record, before its
+	// answer. It must be safe for concurrent use and quick.
 	Observe func(context.Context, Event)
 }
 
@@ -67,15 +74,28 @@ type Limits struct {
 	Miss limit.Limit
 }
 
-// Event is the outcome of one operation. It holds nothing secret.
+// Event is the outcome of one operation. It holds nothing secret but what
+// Config.RecordContext lists.
 type Event struct {
 	// Verb is what was asked for.
 	Verb policy.Verb
 	// Caller asked. CallerName is what the policy calls it.
 	Caller     policy.Caller
 	CallerName string
-	// Tenant is the tenant ID as requested if it is well-formed, else empty.
-	Tenant string
+	// Tenant is the tenant ID as requested if it is well-formed, else empty;
+	// then InputBytes and InputSum are its length, and the beginning of its
+	// SHA-256.
+	Tenant     string
+	InputBytes int
+	InputSum   [8]byte
+	// Audit is what the tenant's directory entry says, zero if there is none.
+	Audit tenant.AuditMode
+	// Context are the entries of the encryption context that
+	// Config.RecordContext lists.
+	Context map[string]string
+	// Key names the keys that were used, or the DEK alone where the operation
+	// got no further.
+	Key dek.Info
 	// Reason is why it was refused. It is OK if it was done, and also if Err
 	// is the caller's context error or an internal one.
 	Reason Reason
@@ -128,6 +148,9 @@ func New(cfg Config) (*Sealer, error) {
 	if cfg.MaxPlaintext < 1 || cfg.MaxPlaintext > MaxPlaintext {
 		return nil, fmt.Errorf("sealer config: plaintext limit %d is not 1 to %d bytes", cfg.MaxPlaintext, MaxPlaintext)
 	}
+	if cfg.Record == nil {
+		cfg.Record = func(context.Context, Event) error { return nil }
+	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(context.Context, Event) {}
 	}
@@ -138,12 +161,12 @@ func New(cfg Config) (*Sealer, error) {
 // the context's own, or an internal one.
 func (s *Sealer) Seal(ctx context.Context, r Request) (Result, error) {
 	op, err := s.begin(policy.Seal, r)
-	defer op.pass.Leave() // after a panic, too
+	defer op.end(ctx) // after a panic, too
 	if err != nil {
-		return op.done(ctx, Result{}, err)
+		return op.finish(ctx, Result{}, err)
 	}
 	res, err := s.seal(ctx, op, r)
-	return op.done(ctx, res, err)
+	return op.finish(ctx, res, err)
 }
 
 func (s *Sealer) seal(ctx context.Context, op *op, r Request) (Result, error) {
@@ -163,12 +186,12 @@ func (s *Sealer) seal(ctx context.Context, op *op, r Request) (Result, error) {
 // The error is an *Error, or the context's own.
 func (s *Sealer) Unseal(ctx context.Context, r Request) (Result, error) {
 	op, err := s.begin(policy.Unseal, r)
-	defer op.pass.Leave() // after a panic, too
+	defer op.end(ctx) // after a panic, too
 	if err != nil {
-		return op.done(ctx, Result{}, err)
+		return op.finish(ctx, Result{}, err)
 	}
 	res, err := s.unseal(ctx, op, r)
-	return op.done(ctx, res, err)
+	return op.finish(ctx, res, err)
 }
 
 func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) {
@@ -176,6 +199,7 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 	if err != nil {
 		return Result{}, formatError(err)
 	}
+	op.event.Key.ID = sealed.DEKID
 	var space [envelope.MaxBlocks]dek.Candidate
 	candidates, err := s.candidates(space[:0], op.entry, sealed)
 	if err != nil {

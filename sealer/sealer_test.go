@@ -3,6 +3,7 @@ package sealer_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"log/slog"
 	"maps"
@@ -402,13 +403,14 @@ func TestCallerGivesUp(t *testing.T) {
 
 func TestEvents(t *testing.T) {
 	r := newRig(t, nil)
-	r.mustSeal(t, request("acme", []byte("data")))
+	res := r.mustSeal(t, request("acme", []byte("data")))
 	if _, err := r.Unseal(t.Context(), request("not a tenant", []byte("data"))); err == nil {
 		t.Fatal("unsealed")
 	}
+	sum := sha256.Sum256([]byte("not a tenant"))
 	want := []sealer.Event{
-		{Verb: policy.Seal, Caller: me(), CallerName: "me", Tenant: "acme", Bytes: 4},
-		{Verb: policy.Unseal, Caller: me(), CallerName: "me", Reason: sealer.InvalidTenant, Bytes: 4},
+		{Verb: policy.Seal, Caller: me(), CallerName: "me", Tenant: "acme", Bytes: 4, Key: res.Key},
+		{Verb: policy.Unseal, Caller: me(), CallerName: "me", InputBytes: 12, InputSum: [8]byte(sum[:8]), Reason: sealer.InvalidTenant, Bytes: 4},
 	}
 	got := r.events
 	for i := range got {
