@@ -66,6 +66,15 @@ type Status struct {
 	KEKs        uint32 `json:"keks"`
 	// TenantsSuspended counts the tenants that Suspend suspended.
 	TenantsSuspended uint32 `json:"tenants_suspended"`
+	// AuditLog is the origin of the audit log that is being written, AuditKey
+	// its public key, a C2SP signed-note verifier key; empty if there is none.
+	AuditLog string `json:"audit_log"`
+	AuditKey string `json:"audit_key"`
+	// AuditRecords counts the records in that log.
+	AuditRecords uint64 `json:"audit_records"`
+	// AuditFailingSince is since when nothing could be written to it; zero if
+	// it can be.
+	AuditFailingSince time.Time `json:"audit_failing_since,omitzero"`
 }
 
 // Listener is one address on which a sidecar listens.
@@ -93,6 +102,8 @@ func (a *Admin) Status(ctx context.Context) (Status, error) {
 		FilesLoaded: timeOf(r.GetFilesLoaded()), FileProblems: r.GetFileProblems(),
 		PolicyRules: r.GetPolicyRules(), TenantRules: r.GetTenantRules(), KEKs: r.GetKeks(),
 		TenantsSuspended: r.GetTenantsSuspended(),
+		AuditLog:         r.GetAuditLog(), AuditKey: r.GetAuditKey(), AuditRecords: r.GetAuditRecords(),
+		AuditFailingSince: timeOf(r.GetAuditFailingSince()),
 	}
 	for _, l := range r.GetListeners() {
 		s.Listeners = append(s.Listeners, Listener{

@@ -89,7 +89,14 @@ refused ks unseal --tenant acme --context table=files --context name=acme-contra
 echo "  a tenant that nobody configured:"
 refused ks seal --tenant initech --in "$dir/acme-contract"
 
+say "Who did what: the audit log"
+"$keysidecar" audit export --format jsonl --kind denied "$dir/dev/audit" |
+  sed -n 's/.*"caller":"\([^"]*\)".*"verb":"\([^"]*\)","result":"\([^"]*\)".*/    \1 was denied \2: \3/p'
+
 say "What the Key Vault was asked since the restart"
 stop
 asked
 echo "  (one unwrap per data key, however many files; refusals cost none)"
+
+say "Nobody has edited the audit log of either run, as its own checkpoints go"
+"$keysidecar" audit verify "$dir/dev/audit" | sed 's/^/  /'

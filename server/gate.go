@@ -22,6 +22,8 @@ const (
 	// overloadRetry is when there may be room again for a caller that has all
 	// its calls under way, or more bytes in flight than it may have.
 	overloadRetry = 100 * time.Millisecond
+	// auditRetry is when a refusal may be recorded that could not be.
+	auditRetry = time.Second
 	// roomWait is how long a call waits for its share of the bytes in flight.
 	roomWait = 250 * time.Millisecond
 	// callBytes is what a call takes besides its data, about.
@@ -217,7 +219,9 @@ var (
 )
 
 func (s *Server) refuse(ctx context.Context, r sealer.Reason, retryAfter time.Duration, cause error) error {
-	s.refused(r)
+	if err := s.refused(ctx, r); err != nil {
+		return failFor(ctx, sealer.AuditUnavailable, auditRetry, err)
+	}
 	return failFor(ctx, r, retryAfter, cause)
 }
 

@@ -119,7 +119,7 @@ func TestRefusedBeforeTheMessage(t *testing.T) {
 			*stop = *newStopper()
 			refused := make(chan sealer.Reason, 2)
 			s := start(t, answer(stop.answer), func(cfg *server.Config) {
-				cfg.Refused = func(r sealer.Reason) { refused <- r }
+				cfg.Refused = func(_ context.Context, r sealer.Reason) error { refused <- r; return nil }
 				if c.change != nil {
 					c.change(cfg)
 				}
@@ -173,7 +173,7 @@ func TestNoRetries(t *testing.T) {
 	var refused atomic.Int64
 	s := start(t, answer(echo), func(c *server.Config) {
 		c.Limits.Caller = once()
-		c.Refused = func(sealer.Reason) { refused.Add(1) }
+		c.Refused = func(context.Context, sealer.Reason) error { refused.Add(1); return nil }
 	})
 	if _, err := s.rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}); err != nil {
 		t.Fatal(err)
@@ -351,6 +351,22 @@ func TestGroupsAreOneCaller(t *testing.T) {
 		if _, err := rpc.Seal(t.Context(), &keysidecarv1.SealRequest{}); (err == nil) != (i == 0) {
 			t.Errorf("call %d, of %s, got %v", i, caller, err)
 		}
+	}
+}
+
+// TestRefusalNotRecorded shows that a refusal which cannot be recorded is not
+// told: whoever asked learns that it cannot be recorded.
+func TestRefusalNotRecorded(t *testing.T) {
+	s := start(t, answer(newStopper().answer), func(c *server.Config) {
+		c.Source = noCaller{c.Source, errors.New("no")}
+		c.Refused = func(context.Context, sealer.Reason) error { return errors.New("disk full") }
+	})
+	p := s.speak(t, "")
+	got := wireOf(p.wait(p.open(sealMethod)).status(t))
+	got.RequestID = ""
+	want := wire{codes.Unavailable, sealer.AuditUnavailable.Text(), "AUDIT_UNAVAILABLE", time.Second, ""}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
 	}
 }
 

@@ -77,9 +77,10 @@ type Config struct {
 	// Limits bound what callers ask. Required.
 	Limits *Limits
 	// Refused, if set, is told of every call that got no further than the
-	// server: UNAUTHENTICATED, RATE_LIMITED, OVERLOADED, DRAINING. It has to be
-	// quick.
-	Refused func(sealer.Reason)
+	// server, before its answer: UNAUTHENTICATED, PERMISSION_DENIED,
+	// RATE_LIMITED, OVERLOADED, DRAINING. CallOf tells whose it is. When it
+	// returns an error, the answer is AUDIT_UNAVAILABLE instead.
+	Refused func(context.Context, sealer.Reason) error
 	// Logger gets one record per call and one per panic. Required.
 	Logger *slog.Logger
 	// MaxUnary is the limit in bytes on the plaintext of one call, which the
@@ -146,7 +147,7 @@ type Server struct {
 
 	interceptors []grpc.UnaryServerInterceptor
 	unaryMethods map[string]policy.Verb // filled before Serve
-	refused      func(sealer.Reason)
+	refused      func(context.Context, sealer.Reason) error
 	room         int64 // what a call may need of the bytes in flight
 	callTimeout  time.Duration
 
@@ -186,7 +187,7 @@ func New(cfg Config) (*Server, error) {
 		s.quiet[i].lines = rate.NewLimiter(linesPerSecond, linesAtOnce)
 	}
 	if s.refused == nil {
-		s.refused = func(sealer.Reason) {}
+		s.refused = func(context.Context, sealer.Reason) error { return nil }
 	}
 	s.interceptors = s.unary(cfg.Unary)
 	s.streams, s.endStreams = context.WithCancel(context.Background())

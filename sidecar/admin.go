@@ -31,7 +31,7 @@ type admin struct {
 func (a *admin) allowAll(ctx context.Context) error {
 	call := server.CallOf(ctx)
 	if !a.policy().AllowAll(call.Caller, call.Verb, a.s.clock.At(time.Now())) {
-		return sealer.NewError(sealer.PermissionDenied, nil)
+		return a.s.audit.denied(ctx, sealer.PermissionDenied, "", nil)
 	}
 	return nil
 }
@@ -40,11 +40,11 @@ func (a *admin) allowAll(ctx context.Context) error {
 func (a *admin) allow(ctx context.Context, name string) (tenant.ID, error) {
 	id, err := tenant.Parse(name)
 	if err != nil {
-		return tenant.ID{}, sealer.NewError(sealer.InvalidTenant, err)
+		return tenant.ID{}, a.s.audit.denied(ctx, sealer.InvalidTenant, "", err)
 	}
 	call := server.CallOf(ctx)
 	if !a.policy().Allow(call.Caller, call.Verb, id, a.s.clock.At(time.Now())) {
-		return tenant.ID{}, sealer.NewError(sealer.PermissionDenied, nil)
+		return tenant.ID{}, a.s.audit.denied(ctx, sealer.PermissionDenied, id.String(), nil)
 	}
 	return id, nil
 }
@@ -65,6 +65,7 @@ func (a *admin) GetStatus(ctx context.Context, _ *keysidecarv1.GetStatusRequest)
 	if err := a.allowAll(ctx); err != nil {
 		return nil, err
 	}
+	a.s.audit.looked(ctx)
 	s, now, stats := a.s, a.s.loaded.Load(), a.s.deks.Stats()
 	out := &keysidecarv1.GetStatusResponse{
 		Version: s.version, Started: timestamppb.New(s.started), Region: s.cfg.Region, KeyMemory: s.slab.Level().String(),
@@ -74,6 +75,7 @@ func (a *admin) GetStatus(ctx context.Context, _ *keysidecarv1.GetStatusRequest)
 		PolicyRules: count32(len(now.cfg.Policy.Config.Rules)), TenantRules: count32(len(now.cfg.Tenants.Config.Tenants)),
 		Keks: count32(len(now.cfg.Tenants.Config.KEKs)), TenantsSuspended: count32(len(s.suspensions.All())),
 	}
+	s.addAuditStatus(out)
 	for _, d := range s.doors {
 		open, refused := d.server.Connections()
 		out.Listeners = append(out.Listeners, &keysidecarv1.Listener{
@@ -91,6 +93,9 @@ func count32(n int) uint32 { return uint32(max(0, min(n, 1<<32-1))) }
 // Reload reads the files again.
 func (a *admin) Reload(ctx context.Context, _ *keysidecarv1.ReloadRequest) (*keysidecarv1.ReloadResponse, error) {
 	if err := a.allowAll(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.s.audit.willDo(ctx, "reload", "", ""); err != nil {
 		return nil, err
 	}
 	a.log(ctx, "reload")
@@ -123,6 +128,7 @@ func (a *admin) Evict(ctx context.Context, req *keysidecarv1.EvictRequest) (*key
 	}
 	n := a.s.deks.Evict(drop)
 	a.log(ctx, "evict", slog.String("tenant", which), slog.Int("deks_wiped", n))
+	a.s.audit.did(ctx, "evict", req.GetTenant(), sealer.OK.String(), fmt.Sprintf("%d DEKs of %s wiped", n, which))
 	return &keysidecarv1.EvictResponse{Deks: count32(n)}, nil
 }
 
@@ -131,6 +137,7 @@ func (a *admin) GetPolicy(ctx context.Context, _ *keysidecarv1.GetPolicyRequest)
 	if err := a.allowAll(ctx); err != nil {
 		return nil, err
 	}
+	a.s.audit.looked(ctx)
 	now, at := a.s.loaded.Load(), a.s.clock.At(time.Now())
 	out := &keysidecarv1.GetPolicyResponse{Path: now.cfg.Policy.Path, Loaded: timestamppb.New(now.at)}
 	for _, c := range now.cfg.Policy.Config.Callers {
@@ -173,6 +180,7 @@ func (a *admin) ListTenants(ctx context.Context, req *keysidecarv1.ListTenantsRe
 	if err := a.allowAll(ctx); err != nil {
 		return nil, err
 	}
+	a.s.audit.looked(ctx)
 	rules := a.s.loaded.Load().cfg.Tenants.Config.Tenants
 	others := a.s.suspensionsWithoutRule(rules)
 	from, err := pageStart(req.GetPageToken(), len(rules)+len(others))
@@ -269,9 +277,11 @@ func (a *admin) SuspendTenant(ctx context.Context, req *keysidecarv1.SuspendTena
 		Tenant: id, By: server.CallOf(ctx).CallerName, Reason: req.GetReason(), At: time.Now(),
 	})
 	if err != nil {
+		a.s.audit.did(ctx, "suspend", id.String(), sealer.StateUnavailable.String(), req.GetReason())
 		return nil, sealer.NewError(sealer.StateUnavailable, err)
 	}
 	n := a.s.evictRefused()
+	a.s.audit.did(ctx, "suspend", id.String(), sealer.OK.String(), req.GetReason())
 	a.log(ctx, "suspend", slog.String("tenant", id.String()), slog.String("reason", req.GetReason()), slog.Int("deks_wiped", n))
 	return &keysidecarv1.SuspendTenantResponse{Tenant: a.s.tenantNow(id), Deks: count32(n)}, nil
 }
@@ -282,8 +292,12 @@ func (a *admin) ResumeTenant(ctx context.Context, req *keysidecarv1.ResumeTenant
 	if err != nil {
 		return nil, err
 	}
+	if err := a.s.audit.willDo(ctx, "resume", id.String(), ""); err != nil {
+		return nil, err
+	}
 	was, err := a.s.suspensions.Resume(id)
 	if err != nil {
+		a.s.audit.did(ctx, "resume", id.String(), sealer.StateUnavailable.String(), "")
 		return nil, sealer.NewError(sealer.StateUnavailable, err)
 	}
 	a.log(ctx, "resume", slog.String("tenant", id.String()), slog.Bool("was_suspended", was))

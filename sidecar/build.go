@@ -64,7 +64,7 @@ func (s *Sidecar) buildMetrics(opts Options) (err error) {
 	s.metrics, err = metrics.New(metrics.Config{
 		Version: opts.Version, Slab: s.slab,
 		DEKs:  func() dek.Stats { return s.deks.Stats() },
-		Doors: s.doorStats, Bytes: func() int64 { return s.limits.Bytes.InUse() },
+		Doors: s.doorStats, Bytes: func() int64 { return s.limits.Bytes.InUse() }, Audit: s.auditStats,
 	})
 	return err
 }
@@ -78,7 +78,14 @@ func (s *Sidecar) buildDEKs(opts Options) (err error) {
 		MaxMessages: c.DEK.MaxMessages, MaxBytes: uint64(c.DEK.MaxBytes),
 		PollInterval: c.KeyVault.PollInterval, LoadTimeout: c.KeyVault.LoadTimeout, PatientWaiters: c.Limits.Tenant.Waiting,
 		Negative: dek.Negative(c.Cache.Negative),
-		Record:   opts.Record,
+		Record: func(ctx context.Context, e dek.Event) error {
+			if opts.Record != nil {
+				if err := opts.Record(ctx, e); err != nil {
+					return err
+				}
+			}
+			return s.audit.key(ctx, e)
+		},
 	})
 	return err
 }
@@ -147,6 +154,7 @@ func (s *Sidecar) buildSealer(opts Options) (err error) {
 		},
 		Region:       s.cfg.Region,
 		MaxPlaintext: int(c.UnaryBytes),
+		Record:       s.audit.operation, RecordContext: s.cfg.Audit.Context,
 		Observe: func(ctx context.Context, e sealer.Event) {
 			s.metrics.Observe(ctx, e)
 			if opts.Observe != nil {
@@ -256,7 +264,11 @@ func (s *Sidecar) openTCP() (err error) {
 // open adds a door. It closes ln if that does not work.
 func (s *Sidecar) open(name string, ln net.Listener, cfg server.Config) error {
 	c := &s.cfg.Limits
-	cfg.Logger, cfg.Refused = s.log, s.metrics.ObserveRefusal
+	cfg.Logger = s.log
+	cfg.Refused = func(ctx context.Context, r sealer.Reason) error {
+		s.metrics.ObserveRefusal(r)
+		return s.audit.refusal(ctx, r)
+	}
 	if cfg.Limits == nil {
 		cfg.Limits = s.limits
 	}

@@ -3,6 +3,7 @@ package sidecar
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -57,12 +58,13 @@ func (s *Sidecar) Reload(ctx context.Context) (warnings []string, err error) {
 func (s *Sidecar) reload(ctx context.Context, again bool) (warnings []string, err error) {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	cfg, warnings, err := s.read(s.loaded.Load().cfg)
+	cfg, warnings, err := s.read(ctx, s.loaded.Load().cfg)
 	s.metrics.ObserveReload(err == nil)
 	if err != nil {
 		lines := strings.Split(err.Error(), "\n")
 		if before := s.problems.Swap(&lines); !again || !slices.Equal(lines, *before) {
 			s.log.LogAttrs(ctx, slog.LevelError, "reload refused: the files read before stay in effect", slog.Any("problems", lines))
+			s.audit.notReloaded(s.cfg, err)
 		}
 		return nil, err
 	}
@@ -78,9 +80,9 @@ func (s *Sidecar) reload(ctx context.Context, again bool) (warnings []string, er
 	return warnings, nil
 }
 
-// read reads the files, all as they are at one time, and puts the certificates
-// in effect: the last that can go wrong.
-func (s *Sidecar) read(old *config.Config) (cfg *config.Config, warnings []string, err error) {
+// read reads the files, all as they are at one time, records that they take
+// effect, and puts the certificates in effect: the last that can go wrong.
+func (s *Sidecar) read(ctx context.Context, old *config.Config) (cfg *config.Config, warnings []string, err error) {
 	files := fingerprint(s.cfg.Files())
 	s.seen.Store(&files)
 	if cfg, err = config.Reload(old); err != nil {
@@ -91,6 +93,9 @@ func (s *Sidecar) read(old *config.Config) (cfg *config.Config, warnings []strin
 	}
 	if !slices.Equal(files, fingerprint(s.cfg.Files())) {
 		return nil, nil, errChanged
+	}
+	if err := s.audit.willReload(ctx, cfg); err != nil {
+		return nil, nil, fmt.Errorf("%w: see audit.dir, or whoever reads the standard output", err)
 	}
 	if s.certs != nil {
 		err = s.certs.Reload()

@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/keysidecar/keysidecar/audit/segments"
 	"github.com/keysidecar/keysidecar/config"
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/internal/metrics"
@@ -37,6 +39,8 @@ type Options struct {
 	// Memory is how many bytes the process may use, from which the bytes of
 	// calls in flight follow unless they are configured. 0 means 256 MiB.
 	Memory int64
+	// AuditTo gets the audit log if audit.sink is "stdout". Nil discards it.
+	AuditTo io.Writer
 	// Record, if set, is called before each event of a key's life takes
 	// effect; an error stops it. See dek.Config.
 	Record func(context.Context, dek.Event) error
@@ -55,6 +59,8 @@ type Sidecar struct {
 	reloading   sync.Mutex
 	problems    atomic.Pointer[[]string] // of the files as they are now
 	suspensions *tenant.Suspensions
+	audit       auditor
+	auditDir    *segments.Dir               // nil unless that is the sink
 	seen        atomic.Pointer[[]fileState] // the files that were read last
 	wipeUntil   atomic.Int64                // ns since started: until then watch wipes again what is refused
 	certs       *identity.Certificates      // nil without a TCP listener
@@ -92,7 +98,7 @@ func New(cfg *config.Config, opts Options) (_ *Sidecar, err error) {
 		}
 	}()
 	for _, build := range []func(Options) error{
-		s.buildState, s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildLimits, s.buildSealer, s.openDoors,
+		s.buildState, s.buildAudit, s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildLimits, s.buildSealer, s.openDoors,
 	} {
 		if err := build(opts); err != nil {
 			return nil, err
@@ -121,6 +127,10 @@ func (s *Sidecar) Run(ctx context.Context) error {
 			return nil
 		})
 	}
+	group.Go(func() error {
+		s.keepAudit(ctx)
+		return nil
+	})
 	group.Go(func() error {
 		s.watch(ctx)
 		return s.drain()
@@ -177,5 +187,5 @@ func (s *Sidecar) Close() error {
 	if s.slab != nil {
 		errs = append(errs, s.slab.Close())
 	}
-	return errors.Join(append(errs, s.suspensions.Close())...)
+	return errors.Join(append(errs, s.suspensions.Close(), s.closeAudit())...)
 }

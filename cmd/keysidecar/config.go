@@ -55,6 +55,7 @@ func (a *app) configCheck(against string) error {
 		return permanent(errors.New("data sealed under " + against + " would not open:\n" + strings.Join(lines, "\n")))
 	}
 	lines = append(lines, cfg.Policy.Expired(time.Now())...)
+	lines = append(lines, cfg.Warnings()...)
 	tenants, rules := cfg.Tenants.Config, cfg.Policy.Config
 	return a.print(map[string]any{
 		"keks": len(tenants.KEKs), "tenants": len(tenants.Tenants),

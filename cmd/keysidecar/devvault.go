@@ -18,44 +18,43 @@ import (
 
 func (a *app) devvault() *cobra.Command {
 	var cfg devvault.Config
-	var keys []string
+	var keys, signing []string
 	c := &cobra.Command{
 		Use:   "devvault --dir DIR [--listen ADDR] [--key VAULT/NAME]...",
 		Short: "Run an embedded Key Vault, for development and tests: its keys are files in DIR",
 		RunE: func(c *cobra.Command, _ []string) error {
-			for _, key := range keys {
-				if !strings.Contains(key, "/") {
-					return usage(fmt.Errorf("--key %q is not VAULT/NAME", key))
+			for flag, names := range map[string][]string{"key": keys, "signing-key": signing} {
+				for _, key := range names {
+					if !strings.Contains(key, "/") {
+						return usage(fmt.Errorf("--%s %q is not VAULT/NAME", flag, key))
+					}
 				}
 			}
-			return a.runDevvault(c.Context(), cfg, keys)
+			return a.runDevvault(c.Context(), cfg, keys, signing)
 		},
 	}
 	flags := c.Flags()
 	flags.StringVar(&cfg.Listen, "listen", "127.0.0.1:0", "TCP `address` to listen on")
 	flags.StringVar(&cfg.Dir, "dir", "", "`directory` of the keys, the certificate authority and the token")
 	flags.StringArrayVar(&keys, "key", nil, "create `VAULT/NAME`, an RSA-3072 key, if there is none; repeat for more")
+	flags.StringArrayVar(&signing, "signing-key", nil, "create `VAULT/NAME`, an EC P-256 key, if there is none; repeat for more")
 	if err := c.MarkFlagRequired("dir"); err != nil {
 		panic("keysidecar: internal error: " + err.Error())
 	}
 	return c
 }
 
-func (a *app) runDevvault(ctx context.Context, cfg devvault.Config, keys []string) error {
+func (a *app) runDevvault(ctx context.Context, cfg devvault.Config, keys, signing []string) error {
 	vault, err := a.openVault(cfg)
 	if err != nil {
 		return err
 	}
 	defer vault.Close()
-	for _, key := range keys {
-		vaultName, name, _ := strings.Cut(key, "/")
-		err := devsetup.EnsureKey(vault, vaultName, name, devvault.KeySpec{Type: "RSA", Bits: 3072})
-		if refusal, ok := errors.AsType[*devvault.Error](err); ok && refusal.Status == http.StatusBadRequest {
-			return usage(err)
-		}
-		if err != nil {
-			return permanent(err)
-		}
+	if err := ensureKeys(vault, keys, devvault.KeySpec{Type: "RSA", Bits: 3072}); err != nil {
+		return err
+	}
+	if err := ensureKeys(vault, signing, devvault.KeySpec{Type: "EC"}); err != nil {
+		return err
 	}
 	const vaults = "https://VAULT.vault.localhost" // a port is not needed in a KEK's URL
 	err = a.print(map[string]string{
@@ -69,6 +68,21 @@ func (a *app) runDevvault(ctx context.Context, cfg devvault.Config, keys []strin
 	}
 	<-ctx.Done()
 	return a.printAsked(vault)
+}
+
+// ensureKeys creates the keys that are missing, each VAULT/NAME.
+func ensureKeys(vault *devvault.Server, keys []string, spec devvault.KeySpec) error {
+	for _, key := range keys {
+		vaultName, name, _ := strings.Cut(key, "/")
+		err := devsetup.EnsureKey(vault, vaultName, name, spec)
+		if refusal, ok := errors.AsType[*devvault.Error](err); ok && refusal.Status == http.StatusBadRequest {
+			return usage(err)
+		}
+		if err != nil {
+			return permanent(err)
+		}
+	}
+	return nil
 }
 
 // openVault opens an embedded Key Vault that logs warnings.

@@ -68,7 +68,7 @@ func (a *app) root() *cobra.Command {
 	flags.StringVar(&a.socket, "socket", defaultSocket, "Unix `socket` of the sidecar")
 	flags.StringVar(&a.output, "output", "text", "how to print results and errors: `text|json`")
 	root.AddCommand(a.serve(), a.dev(), a.devvault(), a.seal(), a.unseal(), a.inspect(),
-		a.configGroup(), a.sidecarGroup(), a.tenantGroup(), a.probe(), a.version())
+		a.configGroup(), a.sidecarGroup(), a.tenantGroup(), a.auditGroup(), a.probe(), a.version())
 	root.SetHelpCommand(helpCommand(root))
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd() // now, so that its verbs are required too

@@ -47,7 +47,8 @@ func (a *app) runServe(ctx context.Context, cfg *config.Config, ready func() err
 	logLimits(ctx, log, limits)
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP) // from here on it does not end the process
-	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version, Memory: limits.available})
+	signal.Ignore(syscall.SIGPIPE)         // who reads the audit log may go away: that is an error to live with
+	s, err := sidecar.New(cfg, sidecar.Options{Logger: log, Version: buildInfo().Version, Memory: limits.available, AuditTo: a.out})
 	if err != nil {
 		signal.Stop(hangups)
 		return startError(err)

@@ -103,6 +103,7 @@ func statusText(s *client.Status) string {
 	line("in flight", "%d of %d bytes", s.BytesInFlight, s.BytesLimit)
 	line("files", "read %s: policy rules %d, tenant rules %d, KEKs %d", instant(s.FilesLoaded), s.PolicyRules, s.TenantRules, s.KEKs)
 	line("suspended", "%d here, by tenant suspend", s.TenantsSuspended)
+	line("audit", "%s", auditText(s))
 	for _, p := range s.FileProblems {
 		line("problem", "%s", p)
 	}
@@ -111,6 +112,16 @@ func statusText(s *client.Status) string {
 	}
 	_ = w.Flush() // to a strings.Builder
 	return text.String()
+}
+
+func auditText(s *client.Status) string {
+	switch {
+	case s.AuditLog == "":
+		return "none: audit.sink"
+	case !s.AuditFailingSince.IsZero():
+		return fmt.Sprintf("%s CANNOT BE WRITTEN since %s", s.AuditLog, instant(s.AuditFailingSince))
+	}
+	return fmt.Sprintf("%s, records %d, key %s", s.AuditLog, s.AuditRecords, s.AuditKey)
 }
 
 // instant is a time for people and scripts, without what is under a second.

@@ -58,8 +58,8 @@ func CheckTenants(ids []string) error {
 }
 
 // Write makes the keys that are missing, writes the files, replacing what is
-// there, makes the directory "state" unless it is there, and returns the path
-// of config.yaml.
+// there, makes the directories "state" and "audit" unless they are there, and
+// returns the path of config.yaml.
 func Write(cfg Config) (path string, err error) {
 	if err := CheckTenants(cfg.Tenants); err != nil {
 		return "", err
@@ -84,8 +84,10 @@ func Write(cfg Config) (path string, err error) {
 			return "", fmt.Errorf("writing %s: %w", name, err)
 		}
 	}
-	if err := os.Mkdir(filepath.Join(cfg.Dir, "state"), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", fmt.Errorf("making the state directory: %w", err)
+	for _, dir := range []string{"state", "audit"} {
+		if err := os.Mkdir(filepath.Join(cfg.Dir, dir), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return "", fmt.Errorf("making directory %s: %w", dir, err)
+		}
 	}
 	return filepath.Join(cfg.Dir, "config.yaml"), nil
 }
@@ -119,6 +121,9 @@ listen:
   socket: {{printf "%q" (print .Dir "/keysidecar.sock")}}
 region: local
 state_dir: {{printf "%q" (print .Dir "/state")}}
+audit:
+  sink: dir
+  dir: {{printf "%q" (print .Dir "/audit")}}
 key_vault:
   cloud: devvault
   devvault:

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"google.golang.org/grpc"
 
+	"github.com/keysidecar/keysidecar/audit"
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/policy"
@@ -37,6 +38,8 @@ type Config struct {
 	// listener and the bytes of calls in flight. Nil leaves their metrics out.
 	Doors func() []Door
 	Bytes func() int64
+	// Audit is asked at each scrape. Nil leaves its metrics out.
+	Audit func() audit.Stats
 }
 
 // Door has the connections of one listener.
@@ -72,7 +75,7 @@ var verbs = [...]string{"other", policy.Seal: policy.Seal.String(), policy.Unsea
 
 // vaultOps are the values of label op for vault calls. Another one counts as
 // the first.
-var vaultOps = [...]string{"other", "newest", "wrap", "unwrap"}
+var vaultOps = [...]string{"other", "newest", "wrap", "unwrap", "get", "sign"}
 
 // New returns Metrics whose series of operations all exist, at zero.
 func New(cfg Config) (*Metrics, error) {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/keysidecar/keysidecar/audit"
 	"github.com/keysidecar/keysidecar/cache"
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/internal/metrics"
@@ -221,6 +222,7 @@ func TestNames(t *testing.T) {
 	m := newMetrics(t, metrics.Config{
 		Slab: slab, DEKs: func() dek.Stats { return dek.Stats{} },
 		Doors: func() []metrics.Door { return []metrics.Door{{Name: "unix"}} }, Bytes: func() int64 { return 0 },
+		Audit: func() audit.Stats { return audit.Stats{} },
 	})
 	m.ObserveVault("wrap", 200, 0)
 	var got []string
@@ -232,6 +234,21 @@ func TestNames(t *testing.T) {
 	slices.Sort(want)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("names (-names.go +served):\n%s", diff)
+	}
+}
+
+// TestAudit shows for how long the audit log has failed, and that it does not.
+func TestAudit(t *testing.T) {
+	stats := audit.Stats{Records: 12}
+	m := newMetrics(t, metrics.Config{Audit: func() audit.Stats { return stats }})
+	want := []string{"keysidecar_audit_records 12"} // what is 0 is left out
+	if diff := cmp.Diff(want, scrape(t, m, "keysidecar_audit_")); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+	stats.Failing = time.Now().Add(-time.Hour)
+	got := scrape(t, m, "keysidecar_audit_failing")
+	if len(got) != 1 || !strings.HasPrefix(got[0], "keysidecar_audit_failing_seconds 360") {
+		t.Errorf("after an hour: %q", got)
 	}
 }
 

@@ -17,6 +17,9 @@ const (
 	nameBytes       = "keysidecar_bytes_in_flight"
 	nameReloads     = "keysidecar_reloads_total"
 
+	nameAuditRecords = "keysidecar_audit_records"
+	nameAuditFailing = "keysidecar_audit_failing_seconds"
+
 	nameVaultCalls   = "keysidecar_vault_calls_total"
 	nameVaultSeconds = "keysidecar_vault_call_seconds"
 

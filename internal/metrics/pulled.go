@@ -1,8 +1,11 @@
 package metrics
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/keysidecar/keysidecar/audit"
 	"github.com/keysidecar/keysidecar/dek"
 )
 
@@ -13,6 +16,7 @@ type pulled struct {
 	figures                    []figure
 	loads, mints, level, inUse *prometheus.Desc
 	open, turnedAway, bytes    *prometheus.Desc
+	records, failing           *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*pulled)(nil)
@@ -48,7 +52,10 @@ func newPulled(cfg Config) *pulled {
 		open:       byLabel(nameConnections, "Connections that are open.", labelDoor),
 		turnedAway: byLabel(nameTurnedAway, "Connections closed at once because of a limit or their address.", labelDoor),
 		bytes:      prometheus.NewDesc(nameBytes, "Bytes that calls in flight hold or may need.", nil, nil),
-		inUse:      prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
+		records:    prometheus.NewDesc(nameAuditRecords, "Records in the audit log that is being written.", nil, nil),
+		failing: prometheus.NewDesc(nameAuditFailing,
+			"For how long nothing could be written to the audit log; 0 if it can be.", nil, nil),
+		inUse: prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
 	}
 }
 
@@ -71,7 +78,7 @@ func (p *pulled) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range p.figures {
 		ch <- f.desc
 	}
-	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse, p.open, p.turnedAway, p.bytes} {
+	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse, p.open, p.turnedAway, p.bytes, p.records, p.failing} {
 		ch <- d
 	}
 }
@@ -82,10 +89,22 @@ func (p *pulled) Collect(ch chan<- prometheus.Metric) {
 		p.collectDEKs(ch, p.cfg.DEKs())
 	}
 	p.collectDoors(ch)
+	if p.cfg.Audit != nil {
+		p.collectAudit(ch, p.cfg.Audit())
+	}
 	if p.cfg.Slab != nil {
 		ch <- prometheus.MustNewConstMetric(p.level, prometheus.GaugeValue, 1, p.cfg.Slab.Level().String())
 		ch <- prometheus.MustNewConstMetric(p.inUse, prometheus.GaugeValue, float64(p.cfg.Slab.InUse()))
 	}
+}
+
+func (p *pulled) collectAudit(ch chan<- prometheus.Metric, s audit.Stats) {
+	failing := 0.0
+	if !s.Failing.IsZero() {
+		failing = max(0, time.Since(s.Failing).Seconds())
+	}
+	ch <- prometheus.MustNewConstMetric(p.records, prometheus.GaugeValue, float64(s.Records))
+	ch <- prometheus.MustNewConstMetric(p.failing, prometheus.GaugeValue, failing)
 }
 
 func (p *pulled) collectDoors(ch chan<- prometheus.Metric) {

@@ -100,8 +100,17 @@ type GetStatusResponse struct {
 	Keks uint32 `protobuf:"varint,15,opt,name=keks,proto3" json:"keks,omitempty"`
 	// Tenants that are suspended by SuspendTenant.
 	TenantsSuspended uint32 `protobuf:"varint,16,opt,name=tenants_suspended,json=tenantsSuspended,proto3" json:"tenants_suspended,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// The origin of the audit log that is being written; empty if audit.sink is
+	// "none".
+	AuditLog string `protobuf:"bytes,17,opt,name=audit_log,json=auditLog,proto3" json:"audit_log,omitempty"`
+	// The public key of that log, as a C2SP signed-note verifier key.
+	AuditKey string `protobuf:"bytes,18,opt,name=audit_key,json=auditKey,proto3" json:"audit_key,omitempty"`
+	// Records in that log.
+	AuditRecords uint64 `protobuf:"varint,19,opt,name=audit_records,json=auditRecords,proto3" json:"audit_records,omitempty"`
+	// Since when nothing could be written to it; unset if it can be.
+	AuditFailingSince *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=audit_failing_since,json=auditFailingSince,proto3" json:"audit_failing_since,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -244,6 +253,34 @@ func (x *GetStatusResponse) GetTenantsSuspended() uint32 {
 		return x.TenantsSuspended
 	}
 	return 0
+}
+
+func (x *GetStatusResponse) GetAuditLog() string {
+	if x != nil {
+		return x.AuditLog
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetAuditKey() string {
+	if x != nil {
+		return x.AuditKey
+	}
+	return ""
+}
+
+func (x *GetStatusResponse) GetAuditRecords() uint64 {
+	if x != nil {
+		return x.AuditRecords
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetAuditFailingSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.AuditFailingSince
+	}
+	return nil
 }
 
 // Listener is one address on which the sidecar listens.
@@ -1273,7 +1310,7 @@ var File_keysidecar_v1_admin_proto protoreflect.FileDescriptor
 const file_keysidecar_v1_admin_proto_rawDesc = "" +
 	"\n" +
 	"\x19keysidecar/v1/admin.proto\x12\rkeysidecar.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x12\n" +
-	"\x10GetStatusRequest\"\xe6\x04\n" +
+	"\x10GetStatusRequest\"\x91\x06\n" +
 	"\x11GetStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x124\n" +
 	"\astarted\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\astarted\x12\x16\n" +
@@ -1296,7 +1333,11 @@ const file_keysidecar_v1_admin_proto_rawDesc = "" +
 	"\fpolicy_rules\x18\r \x01(\rR\vpolicyRules\x12!\n" +
 	"\ftenant_rules\x18\x0e \x01(\rR\vtenantRules\x12\x12\n" +
 	"\x04keks\x18\x0f \x01(\rR\x04keks\x12+\n" +
-	"\x11tenants_suspended\x18\x10 \x01(\rR\x10tenantsSuspended\"t\n" +
+	"\x11tenants_suspended\x18\x10 \x01(\rR\x10tenantsSuspended\x12\x1b\n" +
+	"\taudit_log\x18\x11 \x01(\tR\bauditLog\x12\x1b\n" +
+	"\taudit_key\x18\x12 \x01(\tR\bauditKey\x12#\n" +
+	"\raudit_records\x18\x13 \x01(\x04R\fauditRecords\x12J\n" +
+	"\x13audit_failing_since\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\x11auditFailingSince\"t\n" +
 	"\bListener\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12 \n" +
@@ -1411,34 +1452,35 @@ var file_keysidecar_v1_admin_proto_depIdxs = []int32{
 	19, // 0: keysidecar.v1.GetStatusResponse.started:type_name -> google.protobuf.Timestamp
 	2,  // 1: keysidecar.v1.GetStatusResponse.listeners:type_name -> keysidecar.v1.Listener
 	19, // 2: keysidecar.v1.GetStatusResponse.files_loaded:type_name -> google.protobuf.Timestamp
-	19, // 3: keysidecar.v1.GetPolicyResponse.loaded:type_name -> google.protobuf.Timestamp
-	9,  // 4: keysidecar.v1.GetPolicyResponse.callers:type_name -> keysidecar.v1.PolicyCaller
-	10, // 5: keysidecar.v1.GetPolicyResponse.rules:type_name -> keysidecar.v1.PolicyRule
-	19, // 6: keysidecar.v1.PolicyRule.not_after:type_name -> google.protobuf.Timestamp
-	13, // 7: keysidecar.v1.ListTenantsResponse.tenants:type_name -> keysidecar.v1.Tenant
-	14, // 8: keysidecar.v1.Tenant.suspension:type_name -> keysidecar.v1.Suspension
-	19, // 9: keysidecar.v1.Suspension.at:type_name -> google.protobuf.Timestamp
-	13, // 10: keysidecar.v1.SuspendTenantResponse.tenant:type_name -> keysidecar.v1.Tenant
-	13, // 11: keysidecar.v1.ResumeTenantResponse.tenant:type_name -> keysidecar.v1.Tenant
-	0,  // 12: keysidecar.v1.AdminService.GetStatus:input_type -> keysidecar.v1.GetStatusRequest
-	3,  // 13: keysidecar.v1.AdminService.Reload:input_type -> keysidecar.v1.ReloadRequest
-	5,  // 14: keysidecar.v1.AdminService.Evict:input_type -> keysidecar.v1.EvictRequest
-	7,  // 15: keysidecar.v1.AdminService.GetPolicy:input_type -> keysidecar.v1.GetPolicyRequest
-	11, // 16: keysidecar.v1.AdminService.ListTenants:input_type -> keysidecar.v1.ListTenantsRequest
-	15, // 17: keysidecar.v1.AdminService.SuspendTenant:input_type -> keysidecar.v1.SuspendTenantRequest
-	17, // 18: keysidecar.v1.AdminService.ResumeTenant:input_type -> keysidecar.v1.ResumeTenantRequest
-	1,  // 19: keysidecar.v1.AdminService.GetStatus:output_type -> keysidecar.v1.GetStatusResponse
-	4,  // 20: keysidecar.v1.AdminService.Reload:output_type -> keysidecar.v1.ReloadResponse
-	6,  // 21: keysidecar.v1.AdminService.Evict:output_type -> keysidecar.v1.EvictResponse
-	8,  // 22: keysidecar.v1.AdminService.GetPolicy:output_type -> keysidecar.v1.GetPolicyResponse
-	12, // 23: keysidecar.v1.AdminService.ListTenants:output_type -> keysidecar.v1.ListTenantsResponse
-	16, // 24: keysidecar.v1.AdminService.SuspendTenant:output_type -> keysidecar.v1.SuspendTenantResponse
-	18, // 25: keysidecar.v1.AdminService.ResumeTenant:output_type -> keysidecar.v1.ResumeTenantResponse
-	19, // [19:26] is the sub-list for method output_type
-	12, // [12:19] is the sub-list for method input_type
-	12, // [12:12] is the sub-list for extension type_name
-	12, // [12:12] is the sub-list for extension extendee
-	0,  // [0:12] is the sub-list for field type_name
+	19, // 3: keysidecar.v1.GetStatusResponse.audit_failing_since:type_name -> google.protobuf.Timestamp
+	19, // 4: keysidecar.v1.GetPolicyResponse.loaded:type_name -> google.protobuf.Timestamp
+	9,  // 5: keysidecar.v1.GetPolicyResponse.callers:type_name -> keysidecar.v1.PolicyCaller
+	10, // 6: keysidecar.v1.GetPolicyResponse.rules:type_name -> keysidecar.v1.PolicyRule
+	19, // 7: keysidecar.v1.PolicyRule.not_after:type_name -> google.protobuf.Timestamp
+	13, // 8: keysidecar.v1.ListTenantsResponse.tenants:type_name -> keysidecar.v1.Tenant
+	14, // 9: keysidecar.v1.Tenant.suspension:type_name -> keysidecar.v1.Suspension
+	19, // 10: keysidecar.v1.Suspension.at:type_name -> google.protobuf.Timestamp
+	13, // 11: keysidecar.v1.SuspendTenantResponse.tenant:type_name -> keysidecar.v1.Tenant
+	13, // 12: keysidecar.v1.ResumeTenantResponse.tenant:type_name -> keysidecar.v1.Tenant
+	0,  // 13: keysidecar.v1.AdminService.GetStatus:input_type -> keysidecar.v1.GetStatusRequest
+	3,  // 14: keysidecar.v1.AdminService.Reload:input_type -> keysidecar.v1.ReloadRequest
+	5,  // 15: keysidecar.v1.AdminService.Evict:input_type -> keysidecar.v1.EvictRequest
+	7,  // 16: keysidecar.v1.AdminService.GetPolicy:input_type -> keysidecar.v1.GetPolicyRequest
+	11, // 17: keysidecar.v1.AdminService.ListTenants:input_type -> keysidecar.v1.ListTenantsRequest
+	15, // 18: keysidecar.v1.AdminService.SuspendTenant:input_type -> keysidecar.v1.SuspendTenantRequest
+	17, // 19: keysidecar.v1.AdminService.ResumeTenant:input_type -> keysidecar.v1.ResumeTenantRequest
+	1,  // 20: keysidecar.v1.AdminService.GetStatus:output_type -> keysidecar.v1.GetStatusResponse
+	4,  // 21: keysidecar.v1.AdminService.Reload:output_type -> keysidecar.v1.ReloadResponse
+	6,  // 22: keysidecar.v1.AdminService.Evict:output_type -> keysidecar.v1.EvictResponse
+	8,  // 23: keysidecar.v1.AdminService.GetPolicy:output_type -> keysidecar.v1.GetPolicyResponse
+	12, // 24: keysidecar.v1.AdminService.ListTenants:output_type -> keysidecar.v1.ListTenantsResponse
+	16, // 25: keysidecar.v1.AdminService.SuspendTenant:output_type -> keysidecar.v1.SuspendTenantResponse
+	18, // 26: keysidecar.v1.AdminService.ResumeTenant:output_type -> keysidecar.v1.ResumeTenantResponse
+	20, // [20:27] is the sub-list for method output_type
+	13, // [13:20] is the sub-list for method input_type
+	13, // [13:13] is the sub-list for extension type_name
+	13, // [13:13] is the sub-list for extension extendee
+	0,  // [0:13] is the sub-list for field type_name
 }
 
 func init() { file_keysidecar_v1_admin_proto_init() }
