@@ -122,12 +122,14 @@ func adminCases() map[string]adminCase {
 				Listeners:  []*keysidecarv1.Listener{{Name: "unix", Address: "/s", Connections: 2, Refused: 3}, {Name: "tcp"}},
 				DeksCached: 4, DeksActive: 5, DeksLimit: 6, BytesInFlight: 7, BytesLimit: 8, FilesLoaded: stamp(9),
 				FileProblems: []string{"p"}, PolicyRules: 10, TenantRules: 11, Keks: 12, TenantsSuspended: 13,
+				AuditLog: "keysidecar/a/1", AuditKey: "keysidecar/a/1+00+k", AuditRecords: 14, AuditFailingSince: stamp(15),
 			},
 			client.Status{
 				Version: "v1", Started: at(1), Region: "westeurope", KeyMemory: "memfd_secret",
 				Listeners:  []client.Listener{{Name: "unix", Address: "/s", Connections: 2, Refused: 3}, {Name: "tcp"}},
 				DEKsCached: 4, DEKsActive: 5, DEKsLimit: 6, BytesInFlight: 7, BytesLimit: 8, FilesLoaded: at(9),
 				FileProblems: []string{"p"}, PolicyRules: 10, TenantRules: 11, KEKs: 12, TenantsSuspended: 13,
+				AuditLog: "keysidecar/a/1", AuditKey: "keysidecar/a/1+00+k", AuditRecords: 14, AuditFailingSince: at(15),
 			},
 			client.Status{},
 			`{"version":"v1","started":"2027-01-15T08:00:01Z","region":"westeurope","key_memory":"memfd_secret",` +
@@ -135,7 +137,8 @@ func adminCases() map[string]adminCase {
 				`{"name":"tcp","address":"","connections":0,"refused":0}],` +
 				`"deks_cached":4,"deks_active":5,"deks_limit":6,"bytes_in_flight":7,"bytes_limit":8,` +
 				`"files_loaded":"2027-01-15T08:00:09Z","file_problems":["p"],` +
-				`"policy_rules":10,"tenant_rules":11,"keks":12,"tenants_suspended":13}`,
+				`"policy_rules":10,"tenant_rules":11,"keks":12,"tenants_suspended":13,` +
+				`"audit_log":"keysidecar/a/1","audit_key":"keysidecar/a/1+00+k","audit_records":14,"audit_failing_since":"2027-01-15T08:00:15Z"}`,
 		},
 		"reload": {
 			func(ctx context.Context, a *client.Admin) (any, error) { return a.Reload(ctx) },

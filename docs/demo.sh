@@ -99,4 +99,5 @@ asked
 echo "  (one unwrap per data key, however many files; refusals cost none)"
 
 say "Nobody has edited the audit log of either run, as its own checkpoints go"
-"$keysidecar" audit verify "$dir/dev/audit" | sed 's/^/  /'
+"$keysidecar" audit verify "$dir/dev/audit" >"$dir/verified" || die "the audit log is not right: $(cat "$dir/verified")"
+sed 's/^/  /' "$dir/verified"

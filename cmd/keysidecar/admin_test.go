@@ -186,6 +186,7 @@ data keys   5 of 7, tenants with an active one 6
 in flight   8 of 9 bytes
 files       read 2026-11-22T06:00:00Z: policy rules 10, tenant rules 11, KEKs 12
 suspended   13 here, by tenant suspend
+audit       l, records 14, key k
 problem     a
 problem     b
             the files are not right: those read before stay in effect
@@ -197,12 +198,17 @@ problem     b
 		},
 		DEKsCached: 5, DEKsActive: 6, DEKsLimit: 7, BytesInFlight: 8, BytesLimit: 9, FilesLoaded: at,
 		PolicyRules: 10, TenantRules: 11, KEKs: 12, TenantsSuspended: 13, FileProblems: []string{"a", "b"},
+		AuditLog: "l", AuditKey: "k", AuditRecords: 14,
 	})
 	if got != full {
 		t.Errorf("status is\n%s, want\n%s", got, full)
 	}
+	failing := statusText(&client.Status{AuditLog: "l", AuditFailingSince: at})
+	if want := "audit       l CANNOT BE WRITTEN since 2026-11-22T06:00:00Z\n"; !strings.Contains(failing, want) {
+		t.Errorf("status has no %q:\n%s", want, failing)
+	}
 	empty := statusText(&client.Status{})
-	for _, want := range []string{"version     -\n", "started     -\n", "region      -\n", "files       read -: "} {
+	for _, want := range []string{"version     -\n", "started     -\n", "region      -\n", "files       read -: ", "audit       none: audit.sink\n"} {
 		if !strings.Contains(empty, want) {
 			t.Errorf("empty status has no %q:\n%s", want, empty)
 		}
