@@ -40,13 +40,27 @@ type Config struct {
 	// AliveInterval is after how long without a record one is written that says
 	// that the sidecar lives. Zero means 10 min.
 	AliveInterval time.Duration
+	// WriteSoon and Sync, if both are set, are for records of class Data. WriteSoon
+	// is Sink's Write, but what it has written is safe from a crash of the
+	// machine only when Sync or a later Write has returned; it is safe from the
+	// end of the process at once. After an error of Sync it is still there. Nil
+	// means that all records are safe when Append returns.
+	WriteSoon func(seq int64, lines []byte) error
+	Sync      func() error
+	// SyncInterval is how long after WriteSoon Sync is called. Zero means 50 ms.
+	SyncInterval time.Duration
 	// WriteTimeout is how long an operation waits for its record. Zero means
 	// 2 s.
 	WriteTimeout time.Duration
+	// Room, if set, returns how many bytes the sink has used, and may use at most.
+	// From three quarters on there are no more records of class Data, and
+	// denials are counted; the last sixteenth is for the log and the
+	// configuration.
+	Room func() (used, most int64)
 	// Now is the clock that records are dated by. Nil means time.Now.
 	Now func() time.Time
-	// Rows is how many different operations are counted apart in an interval.
-	// Zero means 10,000.
+	// Rows is how many different operations are counted apart in an interval, a
+	// quarter of them of one caller. Zero means 10,000.
 	Rows int
 	// DenialsPerMinute is how many denials of each caller get a record each;
 	// further ones are counted. Zero means 600.
@@ -87,6 +101,7 @@ type Log struct {
 	rows    *rows
 	denials *limit.Table
 	wake    chan struct{} // holds one when there is something to write
+	enough  chan struct{} // holds one when as many wait as are expected
 	stop    chan struct{} // closed by Close
 	done    chan struct{} // closed when all is written
 	failing atomic.Int64  // since when nothing could be written, Unix ns; 0: it can
@@ -94,10 +109,16 @@ type Log struct {
 
 	certificate atomic.Pointer[string] // of key; nil: none yet
 
+	pressing bool // the writer's own: what warnRoom has said
+
+	begun bool  // the opening records are written; set before stop is closed
+	last  error // of the last writes, when done is closed
+
 	mu     sync.Mutex
 	next   *batch  // nil: empty
 	notes  []entry // to be written when it can be, whoever waits
 	lost   int64   // entries that found no room in notes
+	expect int     // entries that the next batch will have, if all who wait come again
 	closed bool
 
 	pen pen // the writer's own
@@ -115,6 +136,7 @@ func New(cfg Config, start *record.Event, others ...*record.Event) (*Log, error)
 	cfg.Interval = cmp.Or(cfg.Interval, time.Minute)
 	cfg.CheckpointInterval = cmp.Or(cfg.CheckpointInterval, 10*time.Second)
 	cfg.AliveInterval = cmp.Or(cfg.AliveInterval, 10*time.Minute)
+	cfg.SyncInterval = cmp.Or(cfg.SyncInterval, 50*time.Millisecond)
 	cfg.WriteTimeout = cmp.Or(cfg.WriteTimeout, 2*time.Second)
 	cfg.DenialsPerMinute = cmp.Or(cfg.DenialsPerMinute, 600)
 	if cfg.Now == nil {
@@ -130,18 +152,38 @@ func New(cfg Config, start *record.Event, others ...*record.Event) (*Log, error)
 	}
 	l := &Log{
 		cfg: cfg, signer: signer, key: key, rows: newRows(cmp.Or(cfg.Rows, 10_000), cfg.Now()), denials: denials,
-		wake: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), enough: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	l.pen = pen{log: l}
 	first := *start
 	first.Kind, first.Key = record.Start, key
 	go l.run()
-	for _, e := range append([]*record.Event{&first}, others...) {
-		if err := l.Append(context.Background(), record.Keys, e); err != nil {
-			return nil, errors.Join(err, l.Close(context.Background()))
-		}
+	if err := l.begin(append([]*record.Event{&first}, others...)); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), cfg.WriteTimeout)
+		defer cancel()
+		return nil, errors.Join(err, l.Close(ctx))
 	}
 	return l, nil
+}
+
+// begin writes the opening records, if it can all at once.
+func (l *Log) begin(all []*record.Event) error {
+	var batches []*batch
+	for _, e := range all {
+		b, err := l.enqueue(entry{record.Keys, encode(e)})
+		if err != nil {
+			return err
+		}
+		batches = append(batches, b)
+	}
+	for _, b := range batches {
+		<-b.done // giveUp sees to it
+		if b.err != nil {
+			return b.err
+		}
+	}
+	l.begun = true
+	return nil
 }
 
 // Origin returns the log's origin.
@@ -167,6 +209,8 @@ type entry struct {
 type batch struct {
 	entries []entry
 	bytes   int
+	data    bool // all are of class Data
+	written atomic.Bool
 	taken   bool // guarded by Log.mu: being written
 	timer   *time.Timer
 	once    sync.Once
@@ -174,12 +218,14 @@ type batch struct {
 	err     error
 }
 
-func (b *batch) finish(err error) {
+// finish reports whether it is the first.
+func (b *batch) finish(err error) (first bool) {
 	b.once.Do(func() {
-		b.err = err
+		first, b.err = true, err
 		b.timer.Stop()
 		close(b.done)
 	})
+	return first
 }
 
 // What waits to be written, at most.
@@ -191,22 +237,90 @@ const (
 // maxEvent is the longest event: a line has room for it and its header.
 const maxEvent = record.MaxLine - 512
 
-// encode returns the event's bytes. Of one that is too long for a line, it
-// leaves out what can be long.
+// What of an event is cut when it is too long, in bytes as it is encoded.
+const (
+	maxDetail = 1000
+	maxValue  = 100
+)
+
+// encode returns the event's bytes. Of one that is too long for a line, it cuts
+// what can be long.
 func encode(e *record.Event) []byte {
 	event := e.Append(make([]byte, 0, 256))
 	if len(event) <= maxEvent {
 		return event
 	}
 	short := *e
-	short.Context, short.Files = nil, nil
-	short.Detail = fmt.Sprintf("%.1000s (shortened: the event has %d bytes)", e.Detail, len(event))
-	return short.Append(event[:0])
+	short.Detail = fmt.Sprintf("%s (cut: the event has %d bytes)", record.Cut(e.Detail, maxDetail), len(event))
+	short.Context = cut(e.Context, maxValue)
+	short.Files = cut(e.Files, maxValue)
+	if event = short.Append(event[:0]); len(event) > maxEvent { // file names may be longer
+		short.Context, short.Files = nil, nil
+		event = short.Append(event[:0])
+	}
+	return event
+}
+
+func cut(all map[string]string, most int) map[string]string {
+	out := make(map[string]string, len(all))
+	for k, v := range all {
+		out[k] = record.Cut(v, most)
+	}
+	return out
+}
+
+// The parts of the sink's room that records may use up.
+const (
+	dataPart = 3.0 / 4   // for those of class Data
+	keyPart  = 15.0 / 16 // for steps in a key's life
+	warnPart = 1.0 / 2
+)
+
+// pressed reports whether more than part of the sink's room is used.
+func (l *Log) pressed(part float64) bool {
+	if l.cfg.Room == nil {
+		return false
+	}
+	used, most := l.cfg.Room()
+	return float64(used) > part*float64(most)
+}
+
+// room returns an error if there is no room for an event.
+func (l *Log) room(class record.Class, e *record.Event) error {
+	part := 1.0
+	switch {
+	case class != record.Keys:
+		part = dataPart
+	case e.Kind == record.KeyStep:
+		part = keyPart
+	}
+	if part < 1 && l.pressed(part) {
+		used, most := l.cfg.Room()
+		return fmt.Errorf("%w: %d of %d bytes are used, the rest is for what matters more: make room in its directory",
+			ErrUnavailable, used, most)
+	}
+	return nil
+}
+
+// warnRoom says when room runs out.
+func (l *Log) warnRoom() {
+	if was := l.pressing; l.pressed(warnPart) == was {
+		return
+	} else if l.pressing = !was; was {
+		return
+	}
+	used, most := l.cfg.Room()
+	l.cfg.Logger.LogAttrs(context.Background(), slog.LevelWarn,
+		"audit directory is half full: from three quarters on, calls of tenants with audit full are refused, and denials are only counted",
+		slog.String("log", l.cfg.Log), slog.Int64("bytes", used), slog.Int64("max_bytes", most))
 }
 
 // Append writes a record, and returns when it is written. Otherwise the error is
 // ErrUnavailable, or ctx's: then it may be written all the same.
 func (l *Log) Append(ctx context.Context, class record.Class, e *record.Event) error {
+	if err := l.room(class, e); err != nil {
+		return err
+	}
 	b, err := l.enqueue(entry{class, encode(e)})
 	if err != nil {
 		return err
@@ -227,7 +341,7 @@ func (l *Log) enqueue(e entry) (*batch, error) {
 	}
 	b := l.next
 	if b == nil {
-		b = &batch{done: make(chan struct{})}
+		b = &batch{done: make(chan struct{}), data: true}
 		b.timer = time.AfterFunc(l.cfg.WriteTimeout, func() { l.giveUp(b) })
 		l.next = b
 	}
@@ -236,6 +350,13 @@ func (l *Log) enqueue(e entry) (*batch, error) {
 	}
 	b.entries = append(b.entries, e)
 	b.bytes += len(e.event)
+	b.data = b.data && e.class == record.Data
+	if len(b.entries) == l.expect {
+		select {
+		case l.enough <- struct{}{}:
+		default:
+		}
+	}
 	select {
 	case l.wake <- struct{}{}:
 	default:
@@ -251,7 +372,14 @@ func (l *Log) giveUp(b *batch) {
 		l.next = nil
 	}
 	l.mu.Unlock()
-	b.finish(fmt.Errorf("%w: not within %v", ErrUnavailable, l.cfg.WriteTimeout))
+	err := fmt.Errorf("%w: not within %v", ErrUnavailable, l.cfg.WriteTimeout)
+	if !b.finish(err) {
+		return
+	}
+	l.tell(err)
+	if b.written.Load() { // in the meantime, and told before
+		l.tell(nil)
+	}
 }
 
 // take returns the batch that is to be written, if any.
@@ -273,7 +401,12 @@ func (l *Log) Note(class record.Class, e *record.Event) {
 	event := encode(e)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.notes) >= maxNotes || l.closed {
+	if l.closed {
+		l.cfg.Logger.LogAttrs(context.Background(), slog.LevelError, "event after the end of the audit log is not in it",
+			slog.String("log", l.cfg.Log), slog.String("event", string(event)))
+		return
+	}
+	if len(l.notes) >= maxNotes {
 		l.lost++
 		return
 	}
@@ -285,11 +418,13 @@ func (l *Log) Note(class record.Class, e *record.Event) {
 }
 
 // Denied records an operation that was refused; it is Append for class Denials,
-// but counts the denials of a caller who has very many.
+// but counts the denials of a caller who has very many, or when room runs out.
+// Then the tenant is not recorded: whoever is refused can name any.
 func (l *Log) Denied(ctx context.Context, e *record.Event) error {
 	n := l.cfg.DenialsPerMinute
-	if _, ok := l.denials.Take(e.Caller, limit.Limit{Rate: float64(n) / 60, Burst: n}); !ok {
-		l.Count(Row{Class: record.Denials, Caller: e.Caller, Tenant: e.Tenant, Verb: e.Verb, Result: e.Result}, e.Bytes)
+	_, ok := l.denials.Take(e.Caller, limit.Limit{Rate: float64(n) / 60, Burst: n})
+	if !ok || l.pressed(dataPart) {
+		l.Count(Row{Class: record.Denials, Caller: e.Caller, Verb: e.Verb, Result: e.Result}, e.Bytes)
 		return nil
 	}
 	return l.Append(ctx, record.Denials, e)
@@ -297,7 +432,7 @@ func (l *Log) Denied(ctx context.Context, e *record.Event) error {
 
 // Count counts an operation of class Data, or Denials, for the record of its
 // interval. It does not wait, and never allocates but for the first of its kind.
-func (l *Log) Count(r Row, bytes int64) { l.rows.add(r, bytes) }
+func (l *Log) Count(r Row, bytes int64) { l.rows.add(r, sums{1, bytes}) }
 
 // Stats are the figures of a log.
 type Stats struct {
@@ -305,6 +440,9 @@ type Stats struct {
 	Records int64
 	// Failing is since when nothing could be written; zero if it can be.
 	Failing time.Time
+	// Bytes is how many bytes the sink has used, MaxBytes how many it may; zero
+	// if it has no bound.
+	Bytes, MaxBytes int64
 }
 
 // Stats returns the figures of now.
@@ -312,6 +450,9 @@ func (l *Log) Stats() Stats {
 	s := Stats{Records: l.records.Load()}
 	if since := l.failing.Load(); since != 0 {
 		s.Failing = time.Unix(0, since)
+	}
+	if l.cfg.Room != nil {
+		s.Bytes, s.MaxBytes = l.cfg.Room()
 	}
 	return s
 }
@@ -327,7 +468,7 @@ func (l *Log) Close(ctx context.Context) error {
 	var err error
 	select {
 	case <-l.done:
-		err = l.pen.last
+		err = l.last
 	case <-ctx.Done():
 		err = fmt.Errorf("closing the audit log: %w", ctx.Err())
 	}

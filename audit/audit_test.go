@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -31,7 +32,10 @@ type file struct {
 	full   bool
 	begun  []int64
 	gate   chan struct{} // not nil: Write waits until it is closed
+	tried  []byte        // also what failed
 	closed bool
+	// failAfter is how many writes work before all fail; 0: it fails as err says.
+	failAfter int
 }
 
 func (f *file) Write(seq int64, lines []byte, begin bool) error {
@@ -43,6 +47,12 @@ func (f *file) Write(seq int64, lines []byte, begin bool) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.tried = append(f.tried, lines...)
+	if f.failAfter > 0 {
+		if f.failAfter--; f.failAfter == 0 {
+			f.err = syscall.ENOSPC
+		}
+	}
 	if f.err != nil {
 		return f.err
 	}
@@ -61,6 +71,8 @@ func (f *file) Full() bool {
 }
 
 func (f *file) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	f.closed = true
 	return nil
 }
@@ -249,14 +261,14 @@ func TestFullDisk(t *testing.T) {
 			l.Note(record.Keys, &record.Event{Kind: record.Admin, Did: "suspend"})
 		}
 		for range 3 {
-			<-time.After(time.Minute)
+			<-time.After(61 * time.Second) // not when anything is due
 			l.Count(row("web"), 1)
 		}
 		if got := kinds(f.events(t)); got != "start" {
 			t.Fatalf("on a full disk the log got %s", got)
 		}
 		f.set(func() { f.err = nil })
-		<-time.After(time.Minute)
+		<-time.After(10 * time.Second)
 		closeLog(t, l)
 		all := f.events(t)
 		if got := strings.ReplaceAll(kinds(all[1000:]), " checkpoint", ""); got != "admin lost*5 calls*4web stop" {
@@ -356,30 +368,117 @@ func TestDenials(t *testing.T) {
 		if got := kinds(all[11:]); got != "deniedother denials*15flood stop checkpoint" {
 			t.Errorf("after ten denials the log has %s", got)
 		}
-		if e := all[12]; e.Tenant != "acme" || e.Result != "PERMISSION_DENIED" || e.Bytes != 45 {
+		if e := all[12]; e.Tenant != "" || e.Result != "PERMISSION_DENIED" || e.Bytes != 45 {
 			t.Errorf("counted %+v", e)
 		}
 	})
 }
 
 // TestRows shows that operations beyond the rows of an interval are counted all
-// the same.
+// the same, and that no caller's flood takes another's name or tenants away.
 func TestRows(t *testing.T) {
+	f := &file{}
+	l := open(t, f, func(c *audit.Config) { c.Rows = 1024 })
+	for i := range 20_000 {
+		r := row("flood")
+		r.Tenant = fmt.Sprintf("tenant-%d", i)
+		l.Count(r, 2)
+	}
+	for i := range 50 {
+		r := row("victim")
+		r.Tenant = fmt.Sprintf("tenant-%d", i)
+		l.Count(r, 1)
+	}
+	closeLog(t, l)
+	rows, count := map[string]int{}, map[string]int64{}
+	for _, e := range f.events(t) {
+		if e.Kind == record.Calls {
+			rows[e.Caller]++
+			count[e.Caller] += e.Count
+			if e.Caller == "victim" && (e.Tenant == "" || e.Detail != "") {
+				t.Errorf("victim's calls without their tenant: %+v", e)
+			}
+		}
+	}
+	if rows["flood"] > 257 || count["flood"] != 20_000 || rows["victim"] != 50 || count["victim"] != 50 || len(rows) != 2 {
+		t.Errorf("%v rows with %v operations", rows, count)
+	}
+}
+
+// TestManyCallers shows that callers beyond those that have rows are counted too.
+func TestManyCallers(t *testing.T) {
 	f := &file{}
 	l := open(t, f, func(c *audit.Config) { c.Rows = 32 })
 	for i := range 1000 {
 		l.Count(row(fmt.Sprintf("caller-%d", i)), 2)
 	}
 	closeLog(t, l)
-	var rows, count, bytes int64
+	var rows, count, bytes, nobody int64
 	for _, e := range f.events(t) {
 		if e.Kind == record.Calls {
 			rows, count, bytes = rows+1, count+e.Count, bytes+e.Bytes
+			if e.Caller == "" && strings.Contains(e.Detail, "callers beyond") {
+				nobody++
+			}
 		}
 	}
-	if rows > 33 || count != 1000 || bytes != 2000 {
-		t.Errorf("%d rows with %d operations of %d bytes, want 33 at most with 1000 of 2000", rows, count, bytes)
+	if rows > 48 || count != 1000 || bytes != 2000 || nobody == 0 {
+		t.Errorf("%d rows with %d operations of %d bytes, %d of nobody", rows, count, bytes, nobody)
 	}
+}
+
+// TestRoom shows what is still recorded when room runs out, and that it is said.
+func TestRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var used atomic.Int64
+		f, out := &file{}, &strings.Builder{}
+		l := open(t, f, func(c *audit.Config) {
+			c.Room = func() (int64, int64) { return used.Load(), 1600 }
+			c.Logger = slog.New(slog.NewTextHandler(out, nil))
+		})
+		step, call := &record.Event{Kind: record.KeyStep}, &record.Event{Kind: record.Call, Caller: "web"}
+		for _, at := range []struct {
+			used                  int64
+			data, keys, singleOne bool
+		}{{1200, true, true, true}, {1201, false, true, false}, {1500, false, true, false}, {1501, false, false, false}, {0, true, true, true}} {
+			used.Store(at.used)
+			before := len(f.events(t))
+			if err := l.Append(t.Context(), record.Data, call); (err == nil) != at.data || err != nil && !errors.Is(err, audit.ErrUnavailable) {
+				t.Errorf("with %d used, a call: %v", at.used, err)
+			}
+			if err := l.Append(t.Context(), record.Keys, step); (err == nil) != at.keys {
+				t.Errorf("with %d used, a key: %v", at.used, err)
+			}
+			if err := l.Append(t.Context(), record.Keys, &record.Event{Kind: record.Reload}); err != nil {
+				t.Errorf("with %d used, a reload: %v", at.used, err)
+			}
+			if err := l.Denied(t.Context(), denied("web")); err != nil {
+				t.Errorf("with %d used, a denial: %v", at.used, err)
+			}
+			want := 1
+			for _, ok := range []bool{at.data, at.keys, at.singleOne} {
+				if ok {
+					want++
+				}
+			}
+			if n := len(f.events(t)) - before; n != want {
+				t.Errorf("with %d used: %d records, want %d", at.used, n, want)
+			}
+		}
+		used.Store(1300)
+		l.Count(row("web"), 1)
+		r := row("web")
+		r.Tenant = "globex"
+		l.Count(r, 1)
+		<-time.After(time.Minute)
+		closeLog(t, l)
+		if got := kinds(f.events(t)); !strings.Contains(got, "denials*3web calls*2web") {
+			t.Errorf("when room runs out, tenants are counted together, and denials: %s", got)
+		}
+		if n := strings.Count(out.String(), "half full"); n != 1 {
+			t.Errorf("said %d times that room runs out:\n%s", n, out)
+		}
+	})
 }
 
 // TestSegments shows that a segment begins with a checkpoint and a frontier, and
@@ -455,12 +554,13 @@ func TestLongEvents(t *testing.T) {
 		long[fmt.Sprint(i)] = strings.Repeat("\x01", 1000)
 	}
 	e := denied("web")
-	e.Context, e.Detail = long, strings.Repeat("\x02", 20_000)
+	e.Context, e.Detail = long, strings.Repeat("\U0001f600", 20_000)
 	if err := l.Append(t.Context(), record.Keys, e); err != nil {
 		t.Fatal(err)
 	}
 	closeLog(t, l)
-	if got := f.events(t)[1]; got.Caller != "web" || !strings.Contains(got.Detail, "shortened") || len(got.Context) != 0 {
+	got := f.events(t)[1]
+	if got.Caller != "web" || !strings.Contains(got.Detail, "(cut: the event has ") || len(got.Context) != 16 || got.Context["3"] != long["3"][:16] {
 		t.Errorf("the record is %+v", got)
 	}
 }
@@ -484,6 +584,261 @@ func TestStart(t *testing.T) {
 	}
 	if o := audit.NewOrigin(strings.Repeat("x", 300), time.Now()); record.CheckOrigin(o) != nil {
 		t.Errorf("origin %q", o)
+	}
+}
+
+// TestOneRootOfASize shows that a size is never signed with two roots, whatever
+// could not be written in between.
+func TestOneRootOfASize(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &file{}
+		l := open(t, f, nil)
+		for i := range 50 {
+			f.set(func() {
+				f.full = i%5 == 0
+				if f.err = nil; i%2 == 0 {
+					f.err = syscall.EIO
+				}
+			})
+			l.Count(row(fmt.Sprint(i)), 1)
+			_ = l.Append(t.Context(), record.Keys, denied("web"))
+			<-time.After(20 * time.Second)
+		}
+		f.set(func() { f.err = nil })
+		closeLog(t, l)
+		roots := map[int64]map[[32]byte]bool{}
+		for line := range bytes.Lines(f.tried) {
+			r, err := record.Parse(bytes.TrimSpace(line))
+			if err != nil {
+				t.Fatal(err)
+			}
+			e, err := record.ParseEvent(r.Event)
+			if err != nil || e.Kind != record.CheckpointMade && e.Kind != record.Segment {
+				continue
+			}
+			c, err := record.ParseCheckpoint(e.Note)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if roots[c.Size] == nil {
+				roots[c.Size] = map[[32]byte]bool{}
+			}
+			roots[c.Size][c.Root] = true
+		}
+		for size, all := range roots {
+			if len(all) != 1 {
+				t.Errorf("size %d was signed with %d roots", size, len(all))
+			}
+		}
+		if len(roots) < 20 {
+			t.Errorf("%d checkpoints", len(roots))
+		}
+	})
+}
+
+// TestSegmentSaysWhatIsNotCounted shows that the first record of a file does not
+// take counts for written that come after it.
+func TestSegmentSaysWhatIsNotCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		f := &file{}
+		l := open(t, f, func(c *audit.Config) { c.CheckpointInterval = time.Hour })
+		l.Count(row("web"), 1)
+		f.set(func() { f.full = true })
+		<-time.After(time.Minute)
+		synctest.Wait()
+		all := f.events(t)
+		if kinds(all) != "start segment calls*1web" || !all[1].From.Equal(began) || all[2].To.Sub(began) != time.Minute {
+			t.Errorf("the log has %s; the segment says from %v", kinds(all), all[1].From)
+		}
+		closeLog(t, l)
+		all = f.events(t)
+		if last := all[len(all)-1]; last.Kind != record.CheckpointMade || last.From.Sub(began) != time.Minute {
+			t.Errorf("the last checkpoint says from %v", last.From)
+		}
+	})
+}
+
+// TestBlockedIsTold shows that a sink that does not answer counts as failing.
+func TestBlockedIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &file{}
+		l := open(t, f, nil)
+		gate := make(chan struct{})
+		f.set(func() { f.gate = gate })
+		if err := l.Append(t.Context(), record.Keys, denied("web")); !errors.Is(err, audit.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		if l.Stats().Failing.IsZero() {
+			t.Error("nothing fails though nothing is written")
+		}
+		f.set(func() { f.gate = nil })
+		close(gate)
+		synctest.Wait()
+		if !l.Stats().Failing.IsZero() {
+			t.Error("it fails though it is written")
+		}
+		closeLog(t, l)
+	})
+}
+
+// TestStartBlocked shows that New does not wait for ever, and that a log whose
+// opening records are not all written does not look like one that ended.
+func TestStartBlocked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &file{gate: make(chan struct{})}
+		start := time.Now()
+		cfg := audit.Config{Log: origin, Sink: f, Logger: slog.New(slog.DiscardHandler)}
+		_, err := audit.New(cfg, &record.Event{}, &record.Event{Kind: record.Unaccounted})
+		if !errors.Is(err, audit.ErrUnavailable) || time.Since(start) > 5*time.Second {
+			t.Errorf("after %v: %v", time.Since(start), err)
+		}
+		close(f.gate)
+		synctest.Wait()
+		if got := kinds(f.events(t)); strings.Contains(got, "stop") {
+			t.Errorf("the log has %s", got)
+		}
+	})
+}
+
+// TestManyRows shows that rows are written in parts, and that what could not be
+// written is written later, once.
+func TestManyRows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &file{}
+		l := open(t, f, func(c *audit.Config) { c.Rows = 100_000; c.CheckpointInterval = time.Hour })
+		for i := range 5000 {
+			l.Count(row(fmt.Sprint(i)), 1)
+		}
+		f.set(func() { f.failAfter = 2 })
+		<-time.After(time.Minute)
+		synctest.Wait()
+		if n := len(f.events(t)); n != 1+2000 {
+			t.Fatalf("%d records when the second part cannot be written, want 2001", n)
+		}
+		f.set(func() { f.err = nil })
+		closeLog(t, l)
+		rows := map[string]int64{}
+		for _, e := range f.events(t) {
+			if e.Kind == record.Calls {
+				rows[e.Caller] += e.Count
+			}
+		}
+		for caller, n := range rows {
+			if n != 1 {
+				t.Errorf("%s is counted %d times", caller, n)
+			}
+		}
+		if len(rows) != 5000 {
+			t.Errorf("%d callers", len(rows))
+		}
+	})
+}
+
+// lazyFile is a file whose data are safe when it is synced.
+type lazyFile struct {
+	file
+	safe    int // bytes
+	soon    int // calls
+	syncErr error
+}
+
+func (f *lazyFile) Write(seq int64, lines []byte, begin bool) error {
+	err := f.file.Write(seq, lines, begin)
+	f.set(func() { f.safe = len(f.lines) })
+	return err
+}
+
+func (f *lazyFile) WriteSoon(seq int64, lines []byte) error {
+	f.set(func() { f.soon++ })
+	return f.file.Write(seq, lines, false)
+}
+
+func (f *lazyFile) Sync() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.syncErr == nil {
+		f.safe = len(f.lines)
+	}
+	return f.syncErr
+}
+
+func (f *lazyFile) unsafe() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.safe < len(f.lines)
+}
+
+// TestSync shows that records of class Data are safe soon, and others before
+// Append returns, also those that came together with data.
+func TestSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &lazyFile{}
+		l := open(t, f, func(c *audit.Config) { c.WriteSoon, c.Sync = f.WriteSoon, f.Sync })
+		add := func(class record.Class) {
+			t.Helper()
+			if err := l.Append(t.Context(), class, denied("web")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		add(record.Data)
+		if !f.unsafe() || f.soon != 1 {
+			t.Error("data is synced before its answer")
+		}
+		<-time.After(50 * time.Millisecond)
+		synctest.Wait()
+		if f.unsafe() {
+			t.Error("data is not safe after the interval")
+		}
+		for _, class := range []record.Class{record.Keys, record.Denials} {
+			add(record.Data)
+			add(class)
+			if f.unsafe() {
+				t.Errorf("class %v is not safe when Append returns", class)
+			}
+		}
+		f.set(func() { f.syncErr = syscall.EIO })
+		add(record.Data)
+		<-time.After(60 * time.Millisecond)
+		synctest.Wait()
+		if l.Stats().Failing.IsZero() {
+			t.Error("nothing fails though data is not safe")
+		}
+		f.set(func() { f.syncErr = nil })
+		<-time.After(50 * time.Millisecond)
+		synctest.Wait()
+		if f.unsafe() || !l.Stats().Failing.IsZero() {
+			t.Error("data is not synced again")
+		}
+		f.set(func() { f.full = true })
+		add(record.Data)
+		if f.unsafe() {
+			t.Error("a segment was begun with data that is not safe")
+		}
+		closeLog(t, l)
+		f.events(t)
+	})
+}
+
+// TestSyncAtOnce shows that without these functions all records are safe.
+func TestSyncAtOnce(t *testing.T) {
+	f := &lazyFile{}
+	l := open(t, f, nil)
+	if err := l.Append(t.Context(), record.Data, denied("web")); err != nil || f.unsafe() || f.soon > 0 {
+		t.Errorf("%v, %d lazy writes", err, f.soon)
+	}
+	closeLog(t, l)
+}
+
+// TestCloseTellsWhatIsLost shows it of a sink that never works again.
+func TestCloseTellsWhatIsLost(t *testing.T) {
+	f := &file{}
+	l := open(t, f, nil)
+	f.set(func() { f.err = syscall.ENOSPC })
+	l.Count(row("web"), 1)
+	l.Note(record.Keys, denied("web"))
+	if err := l.Close(t.Context()); !errors.Is(err, syscall.ENOSPC) || !strings.Contains(err.Error(), "1 records and 1 counts") {
+		t.Errorf("Close returned %v", err)
 	}
 }
 

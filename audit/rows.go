@@ -1,9 +1,9 @@
 package audit
 
 import (
+	"cmp"
 	"hash/maphash"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -14,27 +14,41 @@ import (
 type Row struct {
 	// Class is Data or Denials.
 	Class record.Class
-	// Caller, Tenant, Verb and Result are as in record.Event.
+	// Caller, Tenant, Verb and Result are as in record.Event. A tenant ID that
+	// nobody has allowed the caller to use does not belong here: it could have
+	// any number of them.
 	Caller, Tenant, Verb, Result string
+
+	rest bool // it stands for rows that found no room
 }
 
-// rowShards is how many counts of one moment do not wait for each other.
-const rowShards = 16
+const (
+	// rowShards is how many counts of one moment do not wait for each other.
+	rowShards = 16
+	// callerShare is the part of all rows that one caller may have, and
+	// callerLeast what it may have though others have used up all.
+	callerShare = 0.25
+	callerLeast = 64
+)
 
-// rows counts the operations of an interval.
+// rows counts the operations of an interval. Each caller has its own, in one
+// shard: what a caller does never hides what another did.
 type rows struct {
 	seed   maphash.Seed
-	most   int // in each shard
+	most   int
 	mu     sync.Mutex
 	since  time.Time
 	shards [rowShards]rowShard
 }
 
 type rowShard struct {
-	mu  sync.Mutex
-	all map[Row]*sums
-	_   [40]byte // a cache line each
+	mu      sync.Mutex
+	callers map[string]*callerRows
+	count   int      // of rows
+	_       [40]byte // a cache line each
 }
+
+type callerRows map[Row]*sums
 
 type sums struct{ count, bytes int64 }
 
@@ -45,32 +59,49 @@ type counted struct {
 }
 
 func newRows(most int, now time.Time) *rows {
-	r := &rows{seed: maphash.MakeSeed(), most: max(1, most/rowShards), since: now}
+	r := &rows{seed: maphash.MakeSeed(), most: most, since: now}
 	for i := range r.shards {
-		r.shards[i].all = make(map[Row]*sums)
+		r.shards[i].callers = make(map[string]*callerRows)
 	}
 	return r
 }
 
-// add counts an operation. When there are too many different ones it loses whose
-// it was, and for which tenant, but not that it was.
-func (r *rows) add(row Row, bytes int64) { r.addAll(row, sums{1, bytes}) }
-
-func (r *rows) addAll(row Row, n sums) {
-	shard := &r.shards[maphash.Comparable(r.seed, row)%rowShards]
+// add counts an operation. When its caller has too many different ones, it loses
+// for which tenant it was. Only when there are too many callers it loses whose
+// it was.
+func (r *rows) add(row Row, n sums) {
+	shard := &r.shards[maphash.String(r.seed, row.Caller)%rowShards]
 	shard.mu.Lock()
 	defer shard.mu.Unlock()
-	s := shard.all[row]
-	if s == nil && len(shard.all) >= r.most {
-		row.Caller, row.Tenant = "", ""
-		s = shard.all[row]
-	}
-	if s == nil {
-		s = &sums{}
-		shard.all[row] = s
-	}
+	s := shard.find(&row, max(1, r.most/rowShards))
 	s.count += n.count
 	s.bytes += n.bytes
+}
+
+func (s *rowShard) find(row *Row, most int) *sums {
+	all := s.callers[row.Caller]
+	if all == nil && len(s.callers) >= most {
+		row.Caller, row.Tenant, row.rest = "", "", true
+		all = s.callers[""]
+	}
+	if all == nil {
+		all = &callerRows{}
+		s.callers[row.Caller] = all
+	}
+	if sum := (*all)[*row]; sum != nil {
+		return sum
+	}
+	own := len(*all)
+	if own >= callerLeast && (s.count >= most || own >= max(callerLeast, int(callerShare*float64(most*rowShards)))) {
+		row.Tenant, row.rest = "", true
+		if sum := (*all)[*row]; sum != nil {
+			return sum
+		}
+	}
+	sum := &sums{}
+	(*all)[*row] = sum
+	s.count++
+	return sum
 }
 
 // take returns all rows and since when they were counted, and begins anew.
@@ -78,26 +109,25 @@ func (r *rows) take(now time.Time) (all []counted, since time.Time) {
 	r.mu.Lock()
 	since, r.since = r.since, now
 	r.mu.Unlock()
-	merged := make(map[Row]sums) // rows without a caller are in several shards
 	for i := range r.shards {
 		shard := &r.shards[i]
 		shard.mu.Lock()
-		taken := shard.all
-		shard.all = make(map[Row]*sums, len(taken))
+		callers := shard.callers
+		shard.callers, shard.count = make(map[string]*callerRows, len(callers)), 0
 		shard.mu.Unlock()
-		for row, s := range taken {
-			merged[row] = sums{merged[row].count + s.count, merged[row].bytes + s.bytes}
+		for _, rows := range callers {
+			for row, s := range *rows {
+				all = append(all, counted{row, *s})
+			}
 		}
 	}
-	for row, s := range merged {
-		all = append(all, counted{row, s})
-	}
-	slices.SortFunc(all, func(a, b counted) int { return strings.Compare(a.row.sortKey(), b.row.sortKey()) })
+	slices.SortFunc(all, func(a, b counted) int { return a.row.compare(&b.row) })
 	return all, since
 }
 
-func (r Row) sortKey() string {
-	return strings.Join([]string{r.Class.String(), r.Caller, r.Tenant, r.Verb, r.Result}, "\x00")
+func (r *Row) compare(o *Row) int {
+	return cmp.Or(cmp.Compare(r.Class, o.Class), cmp.Compare(r.Caller, o.Caller), cmp.Compare(r.Tenant, o.Tenant),
+		cmp.Compare(r.Verb, o.Verb), cmp.Compare(r.Result, o.Result))
 }
 
 // start returns since when operations are counted that are not written yet.
@@ -109,11 +139,8 @@ func (r *rows) start() time.Time {
 
 // putBack counts again what could not be written.
 func (r *rows) putBack(all []counted, since time.Time) {
-	if since.IsZero() {
-		return
-	}
 	for _, c := range all {
-		r.addAll(c.row, c.sums)
+		r.add(c.row, c.sums)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -121,16 +148,37 @@ func (r *rows) putBack(all []counted, since time.Time) {
 }
 
 // event returns the record of a row.
-func (c *counted) event(since, now time.Time) *record.Event {
+func (c *counted) event(since, until time.Time) *record.Event {
 	e := &record.Event{
 		Kind: record.Calls, Caller: c.row.Caller, Tenant: c.row.Tenant, Verb: c.row.Verb, Result: c.row.Result,
-		Count: c.count, Bytes: c.bytes, From: since, To: now,
+		Count: c.count, Bytes: c.bytes, From: since, To: until,
 	}
 	if c.row.Class == record.Denials {
 		e.Kind = record.ManyDenied
 	}
-	if c.row.Caller == "" && c.row.Tenant == "" {
-		e.Detail = "callers and tenants beyond the rows of one interval"
+	switch {
+	case !c.row.rest:
+	case c.row.Caller == "":
+		e.Detail = "callers beyond those that are counted apart: audit.rows"
+	default:
+		e.Detail = "tenants beyond those that are counted apart: audit.rows"
 	}
 	return e
+}
+
+// coarse puts the rows of each caller together, whatever the tenant.
+func coarse(all []counted) []counted {
+	sum := make(map[Row]sums)
+	for _, c := range all {
+		if c.row.Tenant != "" {
+			c.row.Tenant, c.row.rest = "", true
+		}
+		sum[c.row] = sums{sum[c.row].count + c.count, sum[c.row].bytes + c.bytes}
+	}
+	all = all[:0]
+	for row, s := range sum {
+		all = append(all, counted{row, s})
+	}
+	slices.SortFunc(all, func(a, b counted) int { return a.row.compare(&b.row) })
+	return all
 }

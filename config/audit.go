@@ -32,13 +32,18 @@ type Audit struct {
 	Data string `yaml:"data" enum:"aggregate full"`
 	// Interval is how often the counts are written: what a crash loses of them.
 	Interval time.Duration `yaml:"interval" min:"1s" max:"10m"`
-	// Rows is how many counts are kept apart in an interval. Calls beyond them
-	// are counted without caller and tenant.
-	Rows int `yaml:"rows" min:"16" max:"1000000"`
+	// Rows is how many counts are kept apart in an interval, a quarter of them of
+	// one caller. Calls beyond them are counted without their tenant.
+	Rows int `yaml:"rows" min:"16" max:"100000"`
 	// CheckpointInterval is how often a checkpoint is written, where there is
 	// anything new: a record cannot be changed unseen once somebody else has a
 	// later checkpoint.
 	CheckpointInterval time.Duration `yaml:"checkpoint_interval" min:"100ms" max:"10m"`
+	// SyncInterval is how long after its caller got the answer the record of a
+	// call is safe from a crash of the machine, with sink dir; it is safe from
+	// the end of the sidecar before. 0s: before the answer, which costs a sync
+	// of the disk for each group of calls. Other records always are.
+	SyncInterval time.Duration `yaml:"sync_interval" min:"0s" max:"10s"`
 	// WriteTimeout is how long an operation that needs a record of its own waits
 	// for it. Then it is refused. What is only counted does not wait.
 	WriteTimeout time.Duration `yaml:"write_timeout" min:"100ms" max:"30s"`
@@ -95,7 +100,8 @@ type Signer struct {
 func defaultAudit() Audit {
 	return Audit{
 		Sink: "stdout", Data: "aggregate", Interval: time.Minute, Rows: 10_000, CheckpointInterval: 10 * time.Second,
-		WriteTimeout: 2 * time.Second, DenialsPerMinute: 600, SegmentBytes: 64 * MiB, MaxBytes: 4 * GiB,
+		SyncInterval: 50 * time.Millisecond, WriteTimeout: 2 * time.Second, DenialsPerMinute: 600,
+		SegmentBytes: 64 * MiB, MaxBytes: 4 * GiB,
 		Retention: Retention{Keys: 400 * day, Denials: 400 * day, Data: 90 * day},
 	}
 }

@@ -31,13 +31,13 @@ audit: {`+section+"}\n"))
 // TestAuditEveryKey sets each key to another value than its default.
 func TestAuditEveryKey(t *testing.T) {
 	got, err := decodeAudit(`sink: dir, dir: /log, name: A.b_c-1, data: full, interval: 2m, rows: 16, checkpoint_interval: 1s,
- write_timeout: 3s, denials_per_minute: 1, context: [a, é b], segment_bytes: 1MiB, max_bytes: 16MiB,
+ write_timeout: 3s, sync_interval: 1s, denials_per_minute: 1, context: [a, é b], segment_bytes: 1MiB, max_bytes: 16MiB,
  retention: {keys: 1d, denials: 2d, data: 0s}, signer: {url: "https://kv.example.com:8443/keys/Audit-1", credential: main, entra_tenant: ` + entra + "}")
 	if err != nil {
 		t.Fatal(err)
 	}
 	want := &config.Audit{Sink: "dir", Dir: "/log", Name: "A.b_c-1", Data: "full", Interval: 2 * time.Minute, Rows: 16,
-		CheckpointInterval: time.Second, WriteTimeout: 3 * time.Second, DenialsPerMinute: 1, Context: []string{"a", "é b"},
+		CheckpointInterval: time.Second, WriteTimeout: 3 * time.Second, SyncInterval: time.Second, DenialsPerMinute: 1, Context: []string{"a", "é b"},
 		SegmentBytes: config.MiB, MaxBytes: 16 * config.MiB,
 		Retention: config.Retention{Keys: 24 * time.Hour, Denials: 48 * time.Hour},
 		Signer:    config.Signer{URL: "https://kv.example.com:8443/keys/Audit-1", Credential: "main", EntraTenant: entra}}
@@ -86,7 +86,7 @@ func TestAuditBounds(t *testing.T) {
 		"retention: {keys: 0s}": true, "retention: {keys: 1ns}": false, "retention: {keys: 1h}": true, "retention: {keys: 3660d}": true,
 		"retention: {denials: 0d}": true, "retention: {denials: 59m}": false, "retention: {denials: 87841h}": false, "retention: {data: 3599s}": false,
 		"interval: 1s": true, "interval: 10m": true, "interval: 601s": false, "checkpoint_interval: 100ms": true, "checkpoint_interval: 11m": false,
-		"write_timeout: 100ms": true, "write_timeout: 30s": true, "write_timeout: 99ms": false, "rows: 1000000": true, "rows: 1000001": false,
+		"write_timeout: 100ms": true, "write_timeout: 30s": true, "write_timeout: 99ms": false, "rows: 100000": true, "rows: 100001": false, "sync_interval: 0s": true, "sync_interval: 11s": false,
 		"denials_per_minute: 1000000": true, "denials_per_minute: 1000001": false,
 		"context: []": true, keys(16): true, keys(17): false, "context: [" + strings.Repeat("é", 64) + "]": true,
 		"context: [" + strings.Repeat("é", 64) + "a]": false, "context: [a, A]": true, "context: [a, b, a]": false, `context: ["\t"]`: false,

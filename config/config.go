@@ -105,6 +105,8 @@ type Config struct {
 	Tenants *Tenants `yaml:"-"`
 	// Policy is the file that PolicyFile names, loaded.
 	Policy *Policy `yaml:"-"`
+
+	hashes map[string]string `yaml:"-"` // see Hashes
 }
 
 // Listen is the section "listen".

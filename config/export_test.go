@@ -23,19 +23,19 @@ func Decode(path string, data []byte) (*Config, error) {
 	var ps strict.Problems
 	c := Default()
 	c.decode(path, data, &ps)
-	return c, ps.Err()
+	return c, ps.Err(nil)
 }
 
 // DecodeTenants reads data as a tenants file at path.
 func DecodeTenants(path string, data []byte, c *Config) (*Tenants, error) {
 	var ps strict.Problems
 	t := parseTenants(path, data, c, &ps)
-	return t, ps.Err()
+	return t, ps.Err(nil)
 }
 
 // DecodePolicy reads data as a policy file at path, for those tenants.
 func DecodePolicy(path string, data []byte, t *Tenants) (*Policy, error) {
 	var ps strict.Problems
 	p := parsePolicy(path, data, t, &ps)
-	return p, ps.Err()
+	return p, ps.Err(nil)
 }

@@ -143,7 +143,7 @@ func TestReferenceLoads(t *testing.T) {
 	want.Region = "westeurope"
 	want.KeyVault.Credentials = []config.Credential{{Name: "main", Type: "workload_identity",
 		TenantID: "11111111-2222-3333-4444-555555555555", ClientID: "66666666-7777-8888-9999-000000000000"}}
-	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants", "Policy"), cmpopts.IgnoreUnexported(config.Audit{})); diff != "" {
+	if diff := cmp.Diff(want, c, cmpopts.IgnoreFields(config.Config{}, "Tenants", "Policy"), cmpopts.IgnoreUnexported(config.Config{}, config.Audit{})); diff != "" {
 		t.Errorf("the reference differs from the defaults (-want +got):\n%s", diff)
 	}
 	for _, text := range []string{config.ReferenceConfig(), config.ReferenceTenants(), config.ReferencePolicy()} {

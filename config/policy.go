@@ -88,12 +88,12 @@ type ruleEntry struct {
 
 // loadPolicy returns nil if there are problems. t is nil where nobody knows
 // which tenants there are.
-func loadPolicy(name string, t *Tenants, ps *strict.Problems) *Policy {
-	data := strict.Read(name, MaxPolicyFile, ps)
+func (c *Config) loadPolicy(t *Tenants, ps *strict.Problems) *Policy {
+	data := c.read(c.PolicyFile, MaxPolicyFile, ps)
 	if len(*ps) > 0 {
 		return nil
 	}
-	return parsePolicy(name, data, t, ps)
+	return parsePolicy(c.PolicyFile, data, t, ps)
 }
 
 func parsePolicy(name string, data []byte, t *Tenants, ps *strict.Problems) *Policy {

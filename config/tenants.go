@@ -98,12 +98,12 @@ type tenantEntry struct {
 }
 
 // loadTenants returns nil if there are problems.
-func loadTenants(name string, c *Config, ps *strict.Problems) *Tenants {
-	data := strict.Read(name, MaxTenantsFile, ps)
+func (c *Config) loadTenants(ps *strict.Problems) *Tenants {
+	data := c.read(c.TenantsFile, MaxTenantsFile, ps)
 	if len(*ps) > 0 {
 		return nil
 	}
-	return parseTenants(name, data, c, ps)
+	return parseTenants(c.TenantsFile, data, c, ps)
 }
 
 func parseTenants(name string, data []byte, c *Config, ps *strict.Problems) *Tenants {

@@ -112,7 +112,7 @@ func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info
 	if envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
 		kind, err = Rejected, ErrMismatch
 	}
-	if failed := s.record(ctx, Event{Kind: kind, Tenant: key.tenant, Info: info}); failed != nil {
+	if failed := s.record(ctx, Event{Kind: kind, Tenant: key.tenant, Info: info}); failed != nil && err == nil {
 		err = failed
 	}
 	if err != nil {

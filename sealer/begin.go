@@ -44,11 +44,12 @@ func (s *Sealer) begin(v policy.Verb, r Request) (*op, error) {
 	if op.context, err = envelope.ParseContext(r.Context); err != nil {
 		return op, fail(InvalidContext, err)
 	}
-	op.event.Context = listed(r.Context, s.cfg.RecordContext)
+	op.event.context = r.Context
 	rules := s.cfg.Rules()
 	if !rules.Policy.Allow(r.Caller, v, id, s.clock.At(op.start)) {
 		return op, fail(PermissionDenied, nil)
 	}
+	op.event.Allowed = true
 	return op, op.enter(rules, id)
 }
 
@@ -91,6 +92,9 @@ func (op *op) count() error {
 // budget for the tenant's vault: whoever may name many tenants, or sends forged
 // blocks, costs each vault no more than that.
 func (op *op) admitMiss() error {
+	if err := op.s.cfg.Ready(); err != nil {
+		return &Error{Reason: AuditUnavailable, RetryAfter: retryAudit, cause: err}
+	}
 	limits := &op.s.cfg.Limits
 	vault := op.entry.KEKs[0].Vault
 	if wait, ok := limits.Misses.Take(op.event.CallerName+" "+vault, limits.Miss); !ok {
@@ -115,7 +119,7 @@ func (op *op) finish(ctx context.Context, res Result, err error) (Result, error)
 	}
 	op.describe(err)
 	if failed := op.s.cfg.Record(ctx, op.event); failed != nil {
-		if err = failed; ctx.Err() == nil {
+		if err = failed; ctx.Err() == nil || !errors.Is(failed, ctx.Err()) {
 			err = &Error{Reason: AuditUnavailable, RetryAfter: retryAudit, cause: failed}
 		}
 		op.describe(err)
@@ -149,20 +153,6 @@ func (op *op) end(ctx context.Context) {
 func rejected(input string) (n int, sum [8]byte) {
 	hash := sha256.Sum256([]byte(input))
 	return len(input), [8]byte(hash[:8])
-}
-
-// listed returns the entries of an encryption context that keys names.
-func listed(context map[string]string, keys []string) map[string]string {
-	var out map[string]string
-	for _, k := range keys {
-		if v, ok := context[k]; ok {
-			if out == nil {
-				out = make(map[string]string)
-			}
-			out[k] = v
-		}
-	}
-	return out
 }
 
 // MaxSealed returns the size of the largest bundle over n bytes of plaintext.

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/keysidecar/keysidecar/dek"
 	"github.com/keysidecar/keysidecar/policy"
@@ -28,7 +29,7 @@ func (r *records) record(_ context.Context, e sealer.Event) error {
 // Every operation is recorded once, before its answer, with what is known of it.
 func TestRecord(t *testing.T) {
 	rec := &records{}
-	r := newRig(t, func(c *sealer.Config) { c.Record, c.RecordContext = rec.record, []string{"purpose", "other"} })
+	r := newRig(t, func(c *sealer.Config) { c.Record = rec.record })
 	r.entries["globex"].Audit = tenant.AuditFull
 	res := r.mustSeal(t, request("globex", []byte("data"), "purpose", "billing", "secret", "x"))
 	_, err := r.Unseal(t.Context(), request("globex", res.Data, "purpose", "wrong"))
@@ -38,19 +39,28 @@ func TestRecord(t *testing.T) {
 	if _, err := r.Seal(t.Context(), request("sleepy", nil)); reasonOf(err) != sealer.TenantSuspended {
 		t.Fatal(err)
 	}
+	if _, err := r.Seal(t.Context(), request("acme", nil, "", "x")); reasonOf(err) != sealer.InvalidContext {
+		t.Fatal(err)
+	}
 	want := []sealer.Event{
-		{Verb: policy.Seal, Tenant: "globex", Audit: tenant.AuditFull, Context: map[string]string{"purpose": "billing"}, Key: res.Key, Bytes: 4},
+		{Verb: policy.Seal, Tenant: "globex", Audit: tenant.AuditFull, Allowed: true, Key: res.Key, Bytes: 4},
 		{
-			Verb: policy.Unseal, Tenant: "globex", Audit: tenant.AuditFull, Context: map[string]string{"purpose": "wrong"},
+			Verb: policy.Unseal, Tenant: "globex", Audit: tenant.AuditFull, Allowed: true,
 			Key: dek.Info{ID: res.Key.ID}, Bytes: len(res.Data), Reason: sealer.AuthenticationFailed,
 		},
-		{Verb: policy.Seal, Tenant: "sleepy", Reason: sealer.TenantSuspended},
+		{Verb: policy.Seal, Tenant: "sleepy", Allowed: true, Reason: sealer.TenantSuspended},
+		{Verb: policy.Seal, Tenant: "acme", Reason: sealer.InvalidContext},
+	}
+	keys := []string{"purpose", "other"}
+	got := []map[string]string{rec.all[0].Listed(keys), rec.all[1].Listed(keys), rec.all[2].Listed(keys)}
+	if diff := cmp.Diff([]map[string]string{{"purpose": "billing"}, {"purpose": "wrong"}, nil}, got); diff != "" {
+		t.Errorf("listed (-want +got):\n%s", diff)
 	}
 	for i := range rec.all {
 		rec.all[i].Duration, rec.all[i].Err = 0, nil
 		want[i].Caller, want[i].CallerName = me(), "me"
 	}
-	if diff := cmp.Diff(want, rec.all); diff != "" {
+	if diff := cmp.Diff(want, rec.all, cmpopts.IgnoreUnexported(sealer.Event{})); diff != "" {
 		t.Errorf("recorded (-want +got):\n%s", diff)
 	}
 }
@@ -79,6 +89,25 @@ func TestNotRecorded(t *testing.T) {
 	rec.err = ctx.Err()
 	if _, err := r.Unseal(ctx, request("acme", sealed)); !errors.Is(err, context.Canceled) || reasonOf(err) != sealer.OK {
 		t.Errorf("whose caller left: %v", err)
+	}
+}
+
+// While nothing can be recorded, no vault is asked in vain; what is warm goes on.
+func TestNotReady(t *testing.T) {
+	var notReady error
+	r := newRig(t, func(c *sealer.Config) { c.Ready = func() error { return notReady } })
+	sealed := r.mustSeal(t, request("acme", []byte("data"))).Data
+	before := r.vault.Counts()
+	notReady = errors.New("disk full")
+	if _, err := r.Unseal(t.Context(), request("acme", sealed)); err != nil {
+		t.Errorf("warm: %v", err)
+	}
+	_, err := r.Seal(t.Context(), request("globex", nil))
+	if got, retry := retryOf(err); got != sealer.AuditUnavailable || retry != time.Second || !errors.Is(err, notReady) {
+		t.Errorf("cold: %v, retry after %v", err, retry)
+	}
+	if after := r.vault.Counts(); after != before {
+		t.Errorf("the vault was asked: %+v, then %+v", before, after)
 	}
 }
 

@@ -42,9 +42,10 @@ type Config struct {
 	// returns an error, the answer is AuditUnavailable instead, or ctx's error
 	// if it is that. It must be safe for concurrent use.
 	Record func(context.Context, Event) error
-	// RecordContext are the keys of the encryption context whose values Record
-	// gets.
-	RecordContext []string
+	// Ready, if set, returns an error where an operation that Record has to
+	// agree to would be in vain. It is asked before a vault is. It has to be
+	// quick.
+	Ready func() error
 	// Observe, if set, is told of every operation after Record, before its
 	// answer. It must be safe for concurrent use and quick.
 	Observe func(context.Context, Event)
@@ -74,8 +75,8 @@ type Limits struct {
 	Miss limit.Limit
 }
 
-// Event is the outcome of one operation. It holds nothing secret but what
-// Config.RecordContext lists.
+// Event is the outcome of one operation. It holds nothing secret but what Listed
+// returns.
 type Event struct {
 	// Verb is what was asked for.
 	Verb policy.Verb
@@ -90,9 +91,9 @@ type Event struct {
 	InputSum   [8]byte
 	// Audit is what the tenant's directory entry says, zero if there is none.
 	Audit tenant.AuditMode
-	// Context are the entries of the encryption context that
-	// Config.RecordContext lists.
-	Context map[string]string
+	// Allowed reports whether policy has allowed the caller to do this for
+	// Tenant: else the caller may have made the tenant up.
+	Allowed bool
 	// Key names the keys that were used, or the DEK alone where the operation
 	// got no further.
 	Key dek.Info
@@ -105,6 +106,23 @@ type Event struct {
 	Bytes int
 	// Err is the error with its cause, for logs; nil if done.
 	Err error
+
+	context map[string]string
+}
+
+// Listed returns the entries of the encryption context whose keys are listed; nil
+// if there are none.
+func (e *Event) Listed(keys []string) map[string]string {
+	var out map[string]string
+	for _, k := range keys {
+		if v, ok := e.context[k]; ok {
+			if out == nil {
+				out = make(map[string]string)
+			}
+			out[k] = v
+		}
+	}
+	return out
 }
 
 // Request is one operation.
@@ -150,6 +168,9 @@ func New(cfg Config) (*Sealer, error) {
 	}
 	if cfg.Record == nil {
 		cfg.Record = func(context.Context, Event) error { return nil }
+	}
+	if cfg.Ready == nil {
+		cfg.Ready = func() error { return nil }
 	}
 	if cfg.Observe == nil {
 		cfg.Observe = func(context.Context, Event) {}

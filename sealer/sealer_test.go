@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.uber.org/goleak"
 
 	"github.com/keysidecar/keysidecar/dek"
@@ -409,14 +410,14 @@ func TestEvents(t *testing.T) {
 	}
 	sum := sha256.Sum256([]byte("not a tenant"))
 	want := []sealer.Event{
-		{Verb: policy.Seal, Caller: me(), CallerName: "me", Tenant: "acme", Bytes: 4, Key: res.Key},
+		{Verb: policy.Seal, Caller: me(), CallerName: "me", Tenant: "acme", Allowed: true, Bytes: 4, Key: res.Key},
 		{Verb: policy.Unseal, Caller: me(), CallerName: "me", InputBytes: 12, InputSum: [8]byte(sum[:8]), Reason: sealer.InvalidTenant, Bytes: 4},
 	}
 	got := r.events
 	for i := range got {
 		got[i].Duration, got[i].Err = 0, nil
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, cmpopts.IgnoreUnexported(sealer.Event{})); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 }

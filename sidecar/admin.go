@@ -268,6 +268,7 @@ func (a *admin) SuspendTenant(ctx context.Context, req *keysidecarv1.SuspendTena
 		return nil, err
 	}
 	if _, err := a.s.lookup(id); err != nil {
+		a.s.audit.did(ctx, "suspend", id.String(), sealer.UnknownTenant.String(), "")
 		return nil, err
 	}
 	if err := tenant.CheckReason(req.GetReason()); err != nil {

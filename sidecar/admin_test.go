@@ -57,9 +57,13 @@ func TestStatus(t *testing.T) {
 			// The node's client, and two more.
 			{Name: "unix", Address: n.socket, Connections: 3}, {Name: "admin", Address: n.adminSocket, Connections: 1},
 		},
+		AuditLog: got.AuditLog, AuditKey: got.AuditKey, AuditRecords: got.AuditRecords,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("status (-want +got):\n%s", diff)
+	}
+	if !strings.HasPrefix(got.AuditKey, got.AuditLog+"+") || !strings.HasPrefix(got.AuditLog, "keysidecar/") || got.AuditRecords < 9 {
+		t.Errorf("audit log %q with key %q has %d records, and 2 DEKs were minted", got.AuditLog, got.AuditKey, got.AuditRecords)
 	}
 	if got.BytesInFlight != 0 {
 		t.Errorf("%d bytes in flight: an operator's call takes none of the callers' room", got.BytesInFlight)

@@ -3,14 +3,15 @@ package sidecar
 import (
 	"cmp"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -25,13 +26,16 @@ import (
 	keysidecarv1 "github.com/keysidecar/keysidecar/proto/keysidecar/v1"
 	"github.com/keysidecar/keysidecar/sealer"
 	"github.com/keysidecar/keysidecar/server"
+	"github.com/keysidecar/keysidecar/server/identity"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
 // auditor turns what happens into records. The zero auditor records nothing.
 type auditor struct {
-	log  *audit.Log // nil: none
-	full bool       // for tenants that do not say
+	log     *audit.Log // nil: none
+	full    bool       // for tenants that do not say
+	context []string   // keys of the encryption context whose values are recorded
+	trial   atomic.Int64
 }
 
 // buildAudit opens the log. Without its first record nothing is served.
@@ -45,16 +49,23 @@ func (s *Sidecar) buildAudit(opts Options) error {
 	}
 	host, _ := os.Hostname() // else the log has no name
 	origin := audit.NewOrigin(cmp.Or(c.Name, host), s.started)
-	start := &record.Event{Version: s.version, Files: hashes(s.cfg)}
+	start := &record.Event{Version: s.version, Files: hashes(s.cfg, s.certs)}
 	sink, others, err := s.auditSink(opts.AuditTo, origin, start)
 	if err != nil {
 		return err
 	}
-	s.audit.full = c.Mode() == tenant.AuditFull
-	s.audit.log, err = audit.New(audit.Config{
+	s.audit.full, s.audit.context = c.Mode() == tenant.AuditFull, c.Context
+	cfg := audit.Config{
 		Log: origin, Sink: sink, Logger: s.log, Interval: c.Interval, CheckpointInterval: c.CheckpointInterval,
 		WriteTimeout: c.WriteTimeout, Rows: c.Rows, DenialsPerMinute: c.DenialsPerMinute,
-	}, start, others...)
+	}
+	if s.auditDir != nil {
+		cfg.Room = s.auditDir.Room
+	}
+	if s.auditDir != nil && c.SyncInterval > 0 {
+		cfg.WriteSoon, cfg.Sync, cfg.SyncInterval = s.auditDir.WriteSoon, s.auditDir.Sync, c.SyncInterval
+	}
+	s.audit.log, err = audit.New(cfg, start, others...)
 	if err != nil {
 		return fmt.Errorf("opening the audit log: %w", err)
 	}
@@ -70,6 +81,7 @@ func (s *Sidecar) auditSink(to io.Writer, origin string, start *record.Event) (a
 	if c.Sink != "dir" {
 		if to == nil {
 			to = io.Discard
+			s.log.LogAttrs(context.Background(), slog.LevelWarn, "the audit log goes nowhere: there is no standard output")
 		}
 		return audit.NewStream(to), nil, nil
 	}
@@ -81,12 +93,12 @@ func (s *Sidecar) auditSink(to io.Writer, origin string, start *record.Event) (a
 		return nil, nil, fmt.Errorf("audit.dir: %w", err)
 	}
 	s.auditDir = dir
-	s.pruneAudit(context.Background()) // first: there may be no room for the first record
 	before, ok := dir.Previous()
 	if !ok {
 		return dir, nil, nil
 	}
 	start.Log, start.Size, start.Root = before.Log, before.Size, base64.StdEncoding.EncodeToString(before.Root[:])
+	start.From = before.Last
 	if before.Ended && before.Damage == "" {
 		return dir, nil, nil
 	}
@@ -101,20 +113,13 @@ func (s *Sidecar) auditSink(to io.Writer, origin string, start *record.Event) (a
 	return dir, []*record.Event{gap}, nil
 }
 
-// hashes returns the hashes of the configuration files as they are now.
-func hashes(cfg *config.Config) map[string]string {
+// hashes returns the hashes of what was read: of the files of the configuration,
+// and of the certificates if there are any.
+func hashes(cfg *config.Config, certs *identity.Certificates) map[string]string {
 	files := make(map[string]string)
-	for _, name := range append(cfg.Files(), cfg.Path) {
-		if name == cfg.Listen.TCP.KeyFile || name == "" {
-			continue // a hash of a private key is nobody's business
-		}
-		data, err := os.ReadFile(name)
-		if err != nil {
-			files[name] = "unreadable"
-			continue
-		}
-		sum := sha256.Sum256(data)
-		files[name] = hex.EncodeToString(sum[:])
+	maps.Copy(files, cfg.Hashes())
+	if certs != nil {
+		maps.Copy(files, certs.Hashes())
 	}
 	return files
 }
@@ -137,26 +142,53 @@ func used(e *record.Event, k dek.Info) *record.Event {
 	return e
 }
 
-// operation is sealer.Config.Record.
+// operation is sealer.Config.Record. What could not be recorded is counted: the
+// caller is told so, whatever it would have been told.
 func (a *auditor) operation(ctx context.Context, e sealer.Event) error {
-	switch {
-	case a.log == nil:
+	if a.log == nil {
 		return nil
-	case e.Reason.Denial():
-		return a.log.Denied(ctx, call(ctx, record.Denied, &e))
-	case e.Audit == tenant.AuditFull, e.Audit == tenant.AuditDefault && a.full:
-		return a.log.Append(ctx, record.Data, call(ctx, record.Call, &e))
 	}
-	a.log.Count(audit.Row{
-		Class: record.Data, Caller: e.CallerName, Tenant: e.Tenant, Verb: e.Verb.String(), Result: resultOf(&e),
-	}, int64(e.Bytes))
-	return nil
+	row := audit.Row{Class: record.Data, Caller: e.CallerName, Verb: e.Verb.String(), Result: resultOf(&e)}
+	if e.Allowed { // else the caller could fill the rows with tenants that it made up
+		row.Tenant = e.Tenant
+	}
+	var err error
+	switch {
+	case e.Reason.Denial():
+		err = a.log.Denied(ctx, a.call(ctx, record.Denied, &e))
+	case e.Audit == tenant.AuditFull, e.Audit == tenant.AuditDefault && a.full:
+		err = a.log.Append(ctx, record.Data, a.call(ctx, record.Call, &e))
+	default:
+		a.log.Count(row, int64(e.Bytes))
+	}
+	if errors.Is(err, audit.ErrUnavailable) {
+		row.Result = sealer.AuditUnavailable.String()
+		a.log.Count(row, int64(e.Bytes))
+	}
+	return err
 }
 
-func call(ctx context.Context, kind record.Kind, e *sealer.Event) *record.Event {
+// ready is sealer.Config.Ready. While nothing can be written, one operation a
+// second may try.
+func (a *auditor) ready() error {
+	if a.log == nil {
+		return nil
+	}
+	since := a.log.Stats().Failing
+	if since.IsZero() {
+		return nil
+	}
+	now, last := time.Now().UnixNano(), a.trial.Load()
+	if now-last >= int64(time.Second) && a.trial.CompareAndSwap(last, now) {
+		return nil
+	}
+	return fmt.Errorf("%w since %v", audit.ErrUnavailable, since.UTC().Format(time.RFC3339))
+}
+
+func (a *auditor) call(ctx context.Context, kind record.Kind, e *sealer.Event) *record.Event {
 	out := from(&record.Event{
 		Kind: kind, Tenant: e.Tenant, Verb: e.Verb.String(), Result: resultOf(e), Request: server.CallOf(ctx).ID(),
-		Bytes: int64(e.Bytes), Context: e.Context,
+		Bytes: int64(e.Bytes), Context: e.Listed(a.context),
 	}, e.CallerName, e.Caller)
 	if e.InputBytes > 0 {
 		out.InputBytes, out.InputSHA256 = int64(e.InputBytes), hex.EncodeToString(e.InputSum[:])
@@ -191,9 +223,13 @@ func (a *auditor) refusal(ctx context.Context, r sealer.Reason) error {
 		a.log.Count(audit.Row{Class: record.Data, Caller: c.CallerName, Verb: verb, Result: r.String()}, 0)
 		return nil
 	}
-	return a.log.Denied(ctx, from(&record.Event{
+	err := a.log.Denied(ctx, from(&record.Event{
 		Kind: record.Denied, Verb: verb, Result: r.String(), Request: c.ID(),
 	}, c.CallerName, c.Caller))
+	if err != nil {
+		a.log.Count(audit.Row{Class: record.Data, Caller: c.CallerName, Verb: verb, Result: sealer.AuditUnavailable.String()}, 0)
+	}
+	return err
 }
 
 // key is dek.Config.Record. What is fenced is fenced whether or not it can be
@@ -257,19 +293,21 @@ func (a *auditor) denied(ctx context.Context, r sealer.Reason, tenantID string, 
 	return sealer.NewError(r, cause)
 }
 
-// willReload records that files are about to take effect.
-func (a *auditor) willReload(ctx context.Context, cfg *config.Config) error {
+// willReload records that files are about to take effect, by their hashes.
+func (a *auditor) willReload(ctx context.Context, files map[string]string) error {
 	if a.log == nil {
 		return nil
 	}
-	return a.log.Append(ctx, record.Keys, &record.Event{Kind: record.Reload, Result: sealer.OK.String(), Files: hashes(cfg)})
+	// Who stops waiting leaves a record that is written, and a reload that is not.
+	ctx = context.WithoutCancel(ctx)
+	return a.log.Append(ctx, record.Keys, &record.Event{Kind: record.Reload, Result: sealer.OK.String(), Files: files})
 }
 
-// notReloaded records that files were refused.
-func (a *auditor) notReloaded(cfg *config.Config, err error) {
+// notReloaded records that files were refused, with the hashes of what was read.
+func (a *auditor) notReloaded(files map[string]string, err error) {
 	if a.log != nil {
 		a.log.Note(record.Keys, &record.Event{
-			Kind: record.Reload, Result: "REFUSED", Files: hashes(cfg), Detail: fmt.Sprintf("%.1000s", err.Error()),
+			Kind: record.Reload, Result: "REFUSED", Files: files, Detail: fmt.Sprintf("%.1000s", err.Error()),
 		})
 	}
 }
@@ -283,6 +321,7 @@ func unavailable(err error) error {
 
 // What is kept up while the sidecar runs.
 const (
+	pruneFirst    = 10 * time.Minute // after the start: clocks are set by then
 	pruneInterval = time.Hour
 	certifyFirst  = time.Second // to the second attempt
 	certifyMost   = time.Minute
@@ -300,7 +339,7 @@ func (s *Sidecar) keepAudit(ctx context.Context) {
 	if !wanted {
 		certify.Stop()
 	}
-	prune := time.NewTicker(pruneInterval)
+	prune := time.NewTimer(pruneFirst)
 	defer prune.Stop()
 	for wait := certifyFirst; ; {
 		select {
@@ -317,6 +356,7 @@ func (s *Sidecar) keepAudit(ctx context.Context) {
 			wait = min(2*wait, certifyMost)
 		case <-prune.C:
 			s.pruneAudit(ctx)
+			prune.Reset(pruneInterval)
 		}
 	}
 }
@@ -325,12 +365,17 @@ func (s *Sidecar) pruneAudit(ctx context.Context) {
 	if s.auditDir == nil {
 		return
 	}
-	removed, err := s.auditDir.Prune(time.Now())
-	if err != nil {
+	removed, err := s.auditDir.Prune(ctx, time.Now())
+	if err != nil && ctx.Err() == nil {
 		s.log.LogAttrs(ctx, slog.LevelError, "audit records not removed whose time is over: see audit.dir", slog.Any("cause", err))
-	} else if removed.Events > 0 || removed.Files > 0 {
+	}
+	if removed.Events > 0 || removed.Files > 0 {
 		s.log.LogAttrs(ctx, slog.LevelInfo, "audit records removed whose time is over",
 			slog.Int64("events", removed.Events), slog.Int("files", removed.Files))
+		s.audit.log.Note(record.Keys, &record.Event{
+			Kind: record.Removed, Count: removed.Events, From: removed.Oldest, To: removed.Newest,
+			Detail: fmt.Sprintf("%d whole files", removed.Files),
+		})
 	}
 }
 

@@ -80,7 +80,7 @@ func (s *Sidecar) buildDEKs(opts Options) (err error) {
 		Negative: dek.Negative(c.Cache.Negative),
 		Record: func(ctx context.Context, e dek.Event) error {
 			if opts.Record != nil {
-				if err := opts.Record(ctx, e); err != nil {
+				if err := opts.Record(ctx, e); err != nil && e.Kind != dek.Fenced {
 					return err
 				}
 			}
@@ -154,7 +154,7 @@ func (s *Sidecar) buildSealer(opts Options) (err error) {
 		},
 		Region:       s.cfg.Region,
 		MaxPlaintext: int(c.UnaryBytes),
-		Record:       s.audit.operation, RecordContext: s.cfg.Audit.Context,
+		Record:       s.audit.operation, Ready: s.audit.ready,
 		Observe: func(ctx context.Context, e sealer.Event) {
 			s.metrics.Observe(ctx, e)
 			if opts.Observe != nil {
@@ -239,8 +239,8 @@ func (s *Sidecar) openDoors(Options) error {
 	return errors.Join(s.openTCP(), s.openMetrics())
 }
 
-// openTCP opens the TCP listener, if there is one.
-func (s *Sidecar) openTCP() (err error) {
+// buildCertificates reads the certificates of the TCP listener, if there is one.
+func (s *Sidecar) buildCertificates(Options) (err error) {
 	c := &s.cfg.Listen.TCP
 	if c.Address == "" {
 		return nil
@@ -251,6 +251,15 @@ func (s *Sidecar) openTCP() (err error) {
 	})
 	if err != nil {
 		return fmt.Errorf("listen.tcp: %w", err)
+	}
+	return nil
+}
+
+// openTCP opens the TCP listener, if there is one.
+func (s *Sidecar) openTCP() error {
+	c := &s.cfg.Listen.TCP
+	if c.Address == "" {
+		return nil
 	}
 	ln, err := new(net.ListenConfig).Listen(context.Background(), "tcp", c.Address)
 	if err != nil {

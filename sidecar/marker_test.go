@@ -20,6 +20,7 @@ import (
 
 	"google.golang.org/grpc"
 
+	"github.com/keysidecar/keysidecar/audit/verify"
 	"github.com/keysidecar/keysidecar/envelope"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek/devvault"
@@ -42,12 +43,13 @@ type hunted struct {
 	// marker is what is sealed, pairs is what it is sealed with.
 	marker []byte
 	pairs  map[string]string
-	// said is what a caller gets back that it said itself, and nobody else.
-	said string
+	// said is what a caller gets back that it said itself, and nobody else;
+	// listed is what only the audit log has of the context.
+	said, listed string
 
-	search, echoed search
-	places         places
-	answer         *journal // every error that a caller saw, and every answer to an operator
+	search, echoed, recorded search
+	places                   places
+	answer                   *journal // every error that a caller saw, and every answer to an operator
 
 	mu    sync.Mutex
 	ways  map[string]int      // calls, by what they got
@@ -66,7 +68,8 @@ func newHunted(t *testing.T) *hunted {
 	}
 	h.echo = openEcho(t, h.site, h.pki)
 	hidden := random(t, 48)
-	h.pairs = map[string]string{"row": base64.StdEncoding.EncodeToString(hidden)}
+	h.listed = hex.EncodeToString(random(t, 32))
+	h.pairs = map[string]string{"row": base64.StdEncoding.EncodeToString(hidden), "listed": h.listed}
 	set := settings{
 		keks: []string{
 			h.site.kek("acme", "acme", "RSA-OAEP-256"), h.site.kek("globex", "globex", "A256KW"), h.site.kek("own", "{tenant}", "A256KW"),
@@ -78,7 +81,8 @@ func newHunted(t *testing.T) *hunted {
 		policy: strings.Replace(callersPolicy(batch), `tenants: ["*"], verbs: [seal, unseal]`,
 			"tenants: [acme, globex, sleepy, busy, v-*], verbs: [seal, unseal]", 1),
 		load: "1s", maxMessages: 50,
-		config: "server: {reflection: true}\nlog: {level: debug, format: json}\nmetrics: {listen: '" + h.web + "'}\n",
+		config: "server: {reflection: true}\nlog: {level: debug, format: json}\nmetrics: {listen: '" + h.web + "'}\n" +
+			"audit: {sink: dir, dir: " + h.socket(auditDir) + ", data: full, context: [listed], interval: 1s, checkpoint_interval: 100ms}\n",
 	}
 	set.secure(t, h.pki, "", "")
 	h.tcp = strings.Split(set.listen, "'")[1]
@@ -89,7 +93,7 @@ func newHunted(t *testing.T) *hunted {
 	if _, err := set.write(h.dir, h.echo.Listener.Addr().String(), "ca.pem", "token"); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range workDirs() {
+	for _, name := range append(workDirs(), auditDir) {
 		if err := os.Mkdir(filepath.Join(h.dir, name), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -97,6 +101,7 @@ func newHunted(t *testing.T) *hunted {
 	h.user.give(t, h.dir)
 	h.untouched = h.changed(t)
 	h.echoed.add("name of a method", []byte(h.said))
+	h.recorded.add("listed context", []byte(h.listed))
 	h.search.add("plaintext", h.marker)
 	h.search.add("context", hidden)
 	h.search.add("context", []byte(h.pairs["row"]))
@@ -113,6 +118,9 @@ func newHunted(t *testing.T) *hunted {
 // workDirs are where a process works: its directory, and that for temporary
 // files.
 func workDirs() []string { return []string{"work", "tmp"} }
+
+// auditDir is where the audit log is.
+const auditDir = "audit"
 
 // changed says when an entry of these directories was made or removed last.
 func (h *hunted) changed(t *testing.T) (times string) {
@@ -304,6 +312,7 @@ func TestPlaintextIsNowhere(t *testing.T) {
 	h.places.wantNothing(t, &h.echoed)
 	h.places["what callers got"] = []byte(h.answer.String())
 	h.places.wantNothing(t, &h.search)
+	h.wantRecorded(t)
 	h.wantSearched(t)
 	h.wantOpen(t)
 	wantNoTracing(t)
@@ -346,6 +355,24 @@ func (h *hunted) collectFiles(t *testing.T) {
 	}
 }
 
+// wantRecorded wants that the audit log has each call, with that of its context
+// which is listed, which nothing else has.
+func (h *hunted) wantRecorded(t *testing.T) {
+	t.Helper()
+	calls := 0
+	for name, text := range h.places {
+		found := len(h.recorded.in(text)) > 0
+		if logged := filepath.Dir(name) == h.socket(auditDir) && filepath.Ext(name) == ".jsonl"; found != logged {
+			t.Errorf("%s has the part of the context that is recorded: %v", name, found)
+		}
+		calls += bytes.Count(text, []byte(`"kind":"call"`))
+	}
+	if calls < 2*fullLoad {
+		t.Errorf("%d calls are recorded, and more than %d were made", calls, 2*fullLoad)
+	}
+	verified(t, nil, verify.Config{}, h.socket(auditDir))
+}
+
 // wantSearched wants that each place is one in which secrets would be found.
 func (h *hunted) wantSearched(t *testing.T) {
 	t.Helper()
@@ -386,7 +413,8 @@ func (h *hunted) wantHardened(t *testing.T, l *life) {
 	for _, file := range in.Files {
 		state := h.socket("state")
 		if strings.HasPrefix(file, "/") && !strings.HasPrefix(file, "/sys/") && !strings.HasPrefix(file, "/proc/") &&
-			file != "/dev/null" && file != state && file != filepath.Join(state, "suspensions.lock") {
+			file != "/dev/null" && file != state && file != filepath.Join(state, "suspensions.lock") &&
+			file != h.socket(auditDir) && filepath.Dir(file) != h.socket(auditDir) {
 			t.Errorf("the file %s is open", file)
 		}
 	}

@@ -72,6 +72,8 @@ func runProcess(kind string) error {
 		return runServed(ctx, dir)
 	case peekProcess:
 		return runPeek()
+	case auditedProcess:
+		return runAudited(ctx, dir)
 	}
 	return fmt.Errorf("no process of kind %q", kind)
 }

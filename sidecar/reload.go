@@ -5,14 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/keysidecar/keysidecar/audit"
 	"github.com/keysidecar/keysidecar/config"
 	"github.com/keysidecar/keysidecar/sealer"
+	"github.com/keysidecar/keysidecar/server/identity"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -58,17 +61,23 @@ func (s *Sidecar) Reload(ctx context.Context) (warnings []string, err error) {
 func (s *Sidecar) reload(ctx context.Context, again bool) (warnings []string, err error) {
 	s.reloading.Lock()
 	defer s.reloading.Unlock()
-	cfg, warnings, err := s.read(ctx, s.loaded.Load().cfg)
+	next, err := s.read(s.loaded.Load().cfg)
+	if err == nil {
+		if err = s.audit.willReload(ctx, next.files); err != nil {
+			err = fmt.Errorf("%w: see audit.dir, or whoever reads the standard output", err)
+		}
+	}
 	s.metrics.ObserveReload(err == nil)
 	if err != nil {
-		lines := strings.Split(err.Error(), "\n")
-		if before := s.problems.Swap(&lines); !again || !slices.Equal(lines, *before) {
-			s.log.LogAttrs(ctx, slog.LevelError, "reload refused: the files read before stay in effect", slog.Any("problems", lines))
-			s.audit.notReloaded(s.cfg, err)
-		}
+		s.refuse(ctx, next.files, err, again)
 		return nil, err
 	}
+	// It is recorded that it took effect: nothing can go wrong from here.
 	s.problems.Store(new([]string))
+	if s.certs != nil {
+		s.certs.Use(next.certs)
+	}
+	cfg, warnings := next.cfg, next.warnings
 	s.loaded.Store(s.rulesOf(cfg))
 	wiped := s.evictRefused()
 	s.log.LogAttrs(ctx, slog.LevelInfo, "reloaded", slog.Int("policy_rules", len(cfg.Policy.Config.Rules)),
@@ -80,27 +89,54 @@ func (s *Sidecar) reload(ctx context.Context, again bool) (warnings []string, er
 	return warnings, nil
 }
 
-// read reads the files, all as they are at one time, records that they take
-// effect, and puts the certificates in effect: the last that can go wrong.
-func (s *Sidecar) read(ctx context.Context, old *config.Config) (cfg *config.Config, warnings []string, err error) {
-	files := fingerprint(s.cfg.Files())
-	s.seen.Store(&files)
-	if cfg, err = config.Reload(old); err != nil {
-		return nil, nil, err
+// refuse says that a reload is refused. Again, it does not say what it said
+// before; unless the audit log, slow as it is, may by now have the record that
+// the reload took effect, which has to be followed by one that it did not.
+func (s *Sidecar) refuse(ctx context.Context, files map[string]string, err error, again bool) {
+	lines := strings.Split(err.Error(), "\n")
+	before := *s.problems.Swap(&lines)
+	written := s.auditStats().Records
+	late := errors.Is(err, audit.ErrUnavailable) && written != s.refusedAt
+	s.refusedAt = written
+	if again && slices.Equal(lines, before) && !late {
+		return
 	}
-	if warnings, err = takenAway(old, cfg); err != nil {
-		return nil, nil, err
+	s.log.LogAttrs(ctx, slog.LevelError, "reload refused: the files read before stay in effect", slog.Any("problems", lines))
+	s.audit.notReloaded(files, err)
+}
+
+// reading is what reading the files once led to.
+type reading struct {
+	files    map[string]string // the hashes of what was read, by path
+	cfg      *config.Config
+	warnings []string
+	certs    *identity.Loaded // nil without a TCP listener
+}
+
+// read reads and checks the files, all as they are at one time. After an error,
+// files has those that were read until then, and nothing else counts.
+func (s *Sidecar) read(old *config.Config) (next reading, err error) {
+	states := fingerprint(s.cfg.Files())
+	s.seen.Store(&states)
+	if next.cfg, err = config.Reload(old); err != nil {
+		next.files = config.HashesOf(err)
+		return next, err
 	}
-	if !slices.Equal(files, fingerprint(s.cfg.Files())) {
-		return nil, nil, errChanged
-	}
-	if err := s.audit.willReload(ctx, cfg); err != nil {
-		return nil, nil, fmt.Errorf("%w: see audit.dir, or whoever reads the standard output", err)
+	next.files = next.cfg.Hashes()
+	if next.warnings, err = takenAway(old, next.cfg); err != nil {
+		return next, err
 	}
 	if s.certs != nil {
-		err = s.certs.Reload()
+		if next.certs, err = s.certs.Load(); err != nil {
+			maps.Copy(next.files, identity.HashesOf(err))
+			return next, err
+		}
+		maps.Copy(next.files, next.certs.Hashes())
 	}
-	return cfg, warnings, err
+	if !slices.Equal(states, fingerprint(s.cfg.Files())) {
+		return next, errChanged
+	}
+	return next, nil
 }
 
 // takenAway returns what the new files take away from data that is sealed

@@ -300,7 +300,7 @@ func TestReloadWipesDEKs(t *testing.T) {
 	site.createOctKEK(t, "shared")
 	before := []string{"id: stays", "id: goes", "id: stops", "id: moves", "id: late"}
 	set := site.sharing(before...)
-	set.config = "reload_interval: 1h"
+	set.config = "reload_interval: 1h\naudit: {sink: none}" // see watch
 	minting, gate := make(chan struct{}), make(chan struct{})
 	set.Record = func(ctx context.Context, e dek.Event) error {
 		if e.Tenant.String() != "late" || e.Kind != dek.Wrapped {

@@ -58,6 +58,7 @@ type Sidecar struct {
 	loaded      atomic.Pointer[loaded]
 	reloading   sync.Mutex
 	problems    atomic.Pointer[[]string] // of the files as they are now
+	refusedAt   int64                    // records of the audit log when a reload was refused last; under reloading
 	suspensions *tenant.Suspensions
 	audit       auditor
 	auditDir    *segments.Dir               // nil unless that is the sink
@@ -98,7 +99,8 @@ func New(cfg *config.Config, opts Options) (_ *Sidecar, err error) {
 		}
 	}()
 	for _, build := range []func(Options) error{
-		s.buildState, s.buildAudit, s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildLimits, s.buildSealer, s.openDoors,
+		s.buildState, s.buildCertificates, s.buildAudit, s.buildMemory, s.buildMetrics, s.buildVaults, s.buildDEKs, s.buildLimits,
+		s.buildSealer, s.openDoors,
 	} {
 		if err := build(opts); err != nil {
 			return nil, err

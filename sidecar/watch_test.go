@@ -51,7 +51,8 @@ func (w *watched) loads(when string, want, wantRefused int) {
 // that it does in an interval of the bubble's time is to look at them.
 func watch(t *testing.T, every string, set settings, site *site, test func(*testing.T, *watched)) {
 	t.Helper()
-	set.config += "\nreload_interval: " + every
+	// A log of its own would wait outside the bubble, for what is in it.
+	set.config += "\naudit: {sink: none}\nreload_interval: " + every
 	w := &watched{node: site.start(t, set), ask: make(chan string), got: make(chan string)}
 	go func() {
 		for tenant := range w.ask {

@@ -23,7 +23,8 @@ const (
 	// JSONL writes lines as the log has them, byte for byte.
 	JSONL Format = "jsonl"
 	// CSV writes RFC 4180, with a header: log, seq, time, class, and the fields
-	// of an event. No cell is a formula, and none has a control character.
+	// of an event. No cell is a formula, and none has a control character or a
+	// semicolon.
 	CSV Format = "csv"
 	// Text writes short lines for people: printable ASCII only.
 	Text Format = "text"

@@ -278,6 +278,9 @@ func TestCells(t *testing.T) {
 		"a=1":                  "a=1",
 		" =1":                  " =1",
 		`a,"b"`:                `a,"b"`,
+		"CN=a;=cmd":            `CN=a\u003b=cmd`,
+		`a;"=cmd"`:             `a\u003b"=cmd"`,
+		`a\u003b`:              `a\\u003b`,
 		"a\nb":                 `a\nb`,
 		`a\nb`:                 `a\\nb`,
 		"a\x00\x1b[2J\x7f\n":   `a\u0000\u001b[2J\u007f\n`,
@@ -312,7 +315,7 @@ func TestAnyCell(t *testing.T) {
 			if strings.ContainsFunc(cell, func(c rune) bool { return !unicode.IsPrint(c) }) {
 				rt.Fatalf("%s is %q", rows[0][i], cell)
 			}
-			if cell != "" && strings.ContainsAny(cell[:1], "=+-@") {
+			if cell != "" && strings.ContainsAny(cell[:1], "=+-@") || strings.Contains(cell, ";") {
 				rt.Fatalf("%s is a formula: %q", rows[0][i], cell)
 			}
 		}

@@ -54,7 +54,8 @@ func (f *Filter) takes(r *record.Record, e *record.Event) verdict {
 // kinds are all that this release writes.
 func kinds() []record.Kind {
 	return []record.Kind{
-		record.Start, record.Stop, record.Alive, record.Unaccounted, record.CheckpointMade, record.Segment, record.Certified,
+		record.Start, record.Stop, record.Alive, record.Unaccounted, record.CheckpointMade, record.Segment,
+		record.Removed, record.Certified,
 		record.Lost, record.Clock, record.KeyStep, record.Reload, record.Admin, record.Denied, record.ManyDenied, record.Call, record.Calls,
 	}
 }

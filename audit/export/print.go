@@ -97,14 +97,26 @@ func (p *printer) pair(name, value string) {
 		p.line = append(p.line, word(value)...)
 		return
 	case name == "note":
-		c, err := record.ParseCheckpoint(value)
-		if err != nil {
-			return
+		name, value = noteInShort(value)
+	case name == "certificate":
+		if signer, ok := record.SignerOf(value); ok {
+			value = signer
 		}
-		name, value = "size", strconv.FormatInt(c.Size, 10)
 	}
 	p.line = append(append(append(p.line, ' '), name...), '=')
 	p.line = append(p.line, word(value)...)
+}
+
+// noteInShort returns what a signed note is about: the size of a checkpoint, or who
+// signed a certificate.
+func noteInShort(value string) (name, short string) {
+	if c, err := record.ParseCheckpoint(value); err == nil {
+		return "size", strconv.FormatInt(c.Size, 10)
+	}
+	if signer, ok := record.SignerOf(value); ok {
+		return "signer", signer
+	}
+	return "note", value
 }
 
 // word is a value of a line for people, quoted if it could be read as something
@@ -121,11 +133,12 @@ func word(s string) string {
 
 // cell is a value of a CSV file, its backslashes doubled. What spreadsheets take
 // for a formula gets an apostrophe, and what is not printable is escaped as in
-// JSON.
+// JSON. So is a semicolon: where it is the list separator, a spreadsheet would
+// begin a cell after it.
 func cell(s string) string {
 	first, _ := utf8.DecodeRuneInString(s)
 	formula := s != "" && strings.ContainsRune("=+-@\t\r\n＝＋－＠", first)
-	if strings.ContainsFunc(s, notShown) {
+	if strings.ContainsFunc(s, isEscaped) {
 		s = escape(s)
 	}
 	if formula {
@@ -134,16 +147,16 @@ func cell(s string) string {
 	return s
 }
 
-func notShown(c rune) bool { return !unicode.IsPrint(c) }
+func isEscaped(c rune) bool { return c == ';' || !unicode.IsPrint(c) }
 
-// escape escapes what is not printable.
+// escape escapes what isEscaped says.
 func escape(s string) string {
 	var b strings.Builder
 	for _, c := range s {
 		switch {
 		case c == '\n':
 			b.WriteString(`\n`)
-		case !notShown(c):
+		case !isEscaped(c):
 			b.WriteRune(c)
 		case c > 0xffff:
 			c -= 0x10000
@@ -188,6 +201,7 @@ func fields(e *record.Event, each func(name, value string)) {
 	each("previous_root", e.Root)
 	each("frontier", strings.Join(e.Frontier, " "))
 	each("note", e.Note)
+	each("certificate", e.Certificate)
 }
 
 func number(n int64) string {

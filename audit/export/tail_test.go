@@ -137,10 +137,16 @@ func TestText(t *testing.T) {
 		"!! record 1: its event is not the one that was recorded\n" +
 		"2026-11-22T09:32:00.000000Z 2 (event of class data, removed)\n" +
 		"2026-11-22T09:33:00.000000Z 3 segment size=12\n" +
-		`2026-11-22T09:34:00.000000Z 4 stop count=3 detail="` + strings.Repeat(`\u00e9`, 50) + `..."` + "\n" +
+		`2026-11-22T09:34:00.000000Z 4 stop count=3 detail="` + strings.Repeat(`\u00e9`, 50) + `..." note="no checkpoint"` + "\n" +
 		"!! record 5: its event has other characters than a sidecar writes\n" +
 		"!! not a line of an audit log: it is not JSON\n"
-	for _, last := range []int{7, 100} {
+	certificate := "keysidecar audit key\nk\n2026-11-22T09:30:00Z\n\n— https://v/keys/k/1 AAAA\n"
+	lines = append(lines,
+		j.line(record.Keys, &record.Event{Kind: record.Certified, Note: certificate}),
+		j.line(record.Keys, &record.Event{Kind: record.Segment, Note: checkpoint, Certificate: certificate}))
+	want += "2026-11-22T09:36:00.000000Z 6 certified signer=https://v/keys/k/1\n" +
+		"2026-11-22T09:37:00.000000Z 7 segment size=12 certificate=https://v/keys/k/1\n"
+	for _, last := range []int{9, 100} {
 		var out strings.Builder
 		path := write(t, t.TempDir(), "a.jsonl", lines...)
 		if err := export.Tail(t.Context(), &out, export.TailConfig{Path: path, Last: last, Format: export.Text}); err != nil {
@@ -153,7 +159,7 @@ func TestText(t *testing.T) {
 		if err := export.Tail(t.Context(), &out, export.TailConfig{Path: path, Last: last, Format: export.JSONL}); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(lines[0]+strings.Join(lines[2:5], ""), out.String()); diff != "" {
+		if diff := cmp.Diff(lines[0]+strings.Join(lines[2:5], "")+strings.Join(lines[7:], ""), out.String()); diff != "" {
 			t.Errorf("lines (-want +got):\n%s", diff)
 		}
 	}

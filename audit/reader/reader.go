@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,6 +40,9 @@ type Line struct {
 	Torn bool
 }
 
+// ErrChanged says that files of a log were removed while it was read: read again.
+var ErrChanged = errors.New("the directory changed while it was read: try again")
+
 // marker is how the lines of a log begin.
 const marker = `{"log":"keysidecar/`
 
@@ -49,8 +53,8 @@ const bufferSize = record.MaxLine + 512
 // directory, whose *.jsonl files are read by log and number of the first record;
 // or a file, or "-" for stdin, which is a stream: lines that do not begin as
 // records do are left out, and prefixes of the CRI log format are removed. An
-// error of each ends the reading and is returned as it is. Memory is bounded,
-// whatever is read.
+// error of each ends the reading and is returned as it is; ErrChanged says that a
+// sidecar removed files meanwhile. Memory is bounded, whatever is read.
 func Read(paths []string, stdin io.Reader, each func(Line) error) error {
 	for _, path := range paths {
 		if err := readPath(path, stdin, each); err != nil {
@@ -71,19 +75,56 @@ func readPath(path string, stdin io.Reader, each func(Line) error) error {
 	if !info.IsDir() {
 		return readFile(Line{Source: path}, each)
 	}
-	files, err := list(path)
-	if err != nil {
-		return err
-	}
-	for _, file := range files {
-		if err := readFile(Line{Source: file, Ordered: true}, each); err != nil {
-			return err
-		}
-	}
-	return nil
+	return readDir(path, each)
 }
 
-// list returns the files of a directory, those of one log one after another.
+// mostLists is how often a directory is listed, at most.
+const mostLists = 10
+
+// readDir reads the files of a directory. If one is not there any more, as the
+// sidecar removes old ones, it goes on with those that are.
+func readDir(path string, each func(Line) error) error {
+	last := "" // the name of the file read before
+	for range mostLists {
+		names, err := list(path)
+		if err != nil {
+			return err
+		}
+		gone := ""
+		for _, name := range names {
+			if last != "" && compareNames(name, last) <= 0 {
+				continue
+			}
+			file, err := os.Open(filepath.Join(path, name))
+			if errors.Is(err, fs.ErrNotExist) {
+				gone = name
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("reading an audit log: %w", err)
+			}
+			last = name
+			if err := readOpen(file, Line{Source: file.Name(), Ordered: true}, each); err != nil {
+				return err
+			}
+		}
+		if gone == "" {
+			return nil
+		}
+		if sameLog(gone, last) {
+			return fmt.Errorf("%w: %s was removed after files before it were read", ErrChanged, filepath.Join(path, gone))
+		}
+	}
+	return fmt.Errorf("%w: %s was listed %d times, and each time a file was removed", ErrChanged, path, mostLists)
+}
+
+func sameLog(a, b string) bool {
+	aLog, _ := splitName(a)
+	bLog, _ := splitName(b)
+	return aLog == bLog
+}
+
+// list returns the names of the files of a directory, those of one log one after another.
 func list(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -100,9 +141,6 @@ func list(dir string) ([]string, error) {
 		names = append(names, entry.Name())
 	}
 	slices.SortFunc(names, compareNames)
-	for i, name := range names {
-		names[i] = filepath.Join(dir, name)
-	}
 	return names, nil
 }
 
@@ -130,6 +168,10 @@ func readFile(l Line, each func(Line) error) error {
 	if err != nil {
 		return fmt.Errorf("reading an audit log: %w", err)
 	}
+	return readOpen(file, l, each)
+}
+
+func readOpen(file *os.File, l Line, each func(Line) error) error {
 	defer file.Close()
 	return readLines(file, l, each)
 }

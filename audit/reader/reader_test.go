@@ -147,6 +147,45 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// A sidecar removes old files while they are read.
+func TestRemovedMeanwhile(t *testing.T) {
+	t.Parallel()
+	for name, test := range map[string]struct {
+		removed []string
+		want    []string // nil: ErrChanged
+	}{
+		"of another log": {[]string{"b.000000000000.jsonl"}, []string{"a 0", "a 1", "b 1"}},
+		"all":            {[]string{"a.000000000000.jsonl", "a.000000000001.jsonl", "b.000000000000.jsonl", "b.000000000001.jsonl"}, nil},
+		"of this log":    {[]string{"a.000000000001.jsonl"}, nil},
+	} {
+		dir := t.TempDir()
+		for _, log := range []string{"a", "b"} {
+			for seq := range int64(2) {
+				write(t, dir, fmt.Sprintf("%s.%012d.jsonl", log, seq), line(log, seq))
+			}
+		}
+		var got []string
+		err := reader.Read([]string{dir}, nil, func(l reader.Line) error {
+			if len(got) == 0 {
+				for _, file := range test.removed {
+					if err := os.Remove(filepath.Join(dir, file)); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			got = append(got, fmt.Sprintf("%s %d", filepath.Base(l.Record.Log), l.Record.Seq))
+			return nil
+		})
+		if test.want == nil {
+			if !errors.Is(err, reader.ErrChanged) {
+				t.Errorf("%s: %v, %v", name, got, err)
+			}
+		} else if err != nil || !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
 var errBroken = errors.New("broken")
 
 // brokenReader breaks where another would end.

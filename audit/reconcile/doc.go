@@ -28,13 +28,14 @@
 //
 // Whether a request succeeded, its HTTP status says; only where there is none,
 // resultSignature and then resultType do: Key Vault writes "Success" as the
-// resultType of requests that it refused.
+// resultType of requests that it refused. A use of a key of which none of them says
+// it in words that are known is reported as unreadable.
 //
 // # What is compared
 //
 // One successful KeyWrap for each record of a key that was wrapped, one
-// KeyUnwrap for each that was proved, unwrapped or rejected, one KeySign for each
-// certified log. A sidecar never encrypts, decrypts or releases: whoever does
+// KeyUnwrap for each that was proved, unwrapped, rejected or renewed, one KeySign
+// for each certified log. A sidecar never encrypts, decrypts or releases: whoever does
 // that with a KEK is not a sidecar. A KEK has a logical name in an audit log and
 // a URL in Key Vault's; what they share is the version.
 //

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
@@ -44,10 +45,11 @@ func (w Who) is(names map[string]bool) bool {
 type Entry struct {
 	// Time is when Key Vault says that it was.
 	Time time.Time
-	// Operation is Key Vault's name of it, such as KeyUnwrap.
+	// Operation is Key Vault's name of it, such as KeyUnwrap. Those that use a key
+	// are written so, in whatever case the log has them.
 	Operation string
-	// OK says that it succeeded, Status is the HTTP status, or what is there
-	// instead.
+	// OK says that it succeeded; of what does not use a key, only that nothing says
+	// it failed. Status is the HTTP status, or what is there instead.
 	OK     bool
 	Status string
 	// Key is the key's URL without version, in lower case; Version is 32
@@ -197,7 +199,7 @@ func parseEntry(data []byte) (*Entry, error) {
 		return nil, errors.New("it has no operationName")
 	}
 	e := &Entry{
-		Time: at.UTC(), Operation: clean(string(raw.Operation)), IP: clean(string(raw.CallerIP)),
+		Time: at.UTC(), Operation: operationName(string(raw.Operation)), IP: clean(string(raw.CallerIP)),
 		Correlation: clean(string(raw.Correlation)), Who: raw.who(),
 	}
 	if err := e.setResult(&raw, first(raw.Status, raw.StatusD, properties.Status)); err != nil {
@@ -227,19 +229,54 @@ func (raw *rawEntry) who() Who {
 // setResult says whether the request succeeded. The HTTP status is the best
 // witness: see the package's comment.
 func (e *Entry) setResult(raw *rawEntry, status string) error {
-	if n, err := strconv.ParseFloat(status, 64); err == nil && n >= 100 && n < 600 {
-		e.OK, e.Status = n >= 200 && n < 300, strconv.Itoa(int(n))
+	if n, err := strconv.ParseFloat(status, 64); err == nil && n >= 0 && n < 1000 {
+		status = strconv.Itoa(int(n))
+	}
+	if ok, known := outcome(status); known {
+		e.OK, e.Status = ok, status
 		return nil
 	}
-	switch e.Status = clean(first(raw.ResultSignature, raw.ResultType)); {
-	case e.Status == "":
-		return errors.New("it says neither a status nor a result")
-	case raw.ResultSignature != "":
-		e.OK = strings.EqualFold(e.Status, "OK") || len(e.Status) == 3 && e.Status[0] == '2'
-	default:
-		e.OK = strings.EqualFold(e.Status, "Success")
+	e.Status = clean(first(raw.ResultSignature, raw.ResultType))
+	for _, s := range []text{raw.ResultSignature, raw.ResultType} {
+		if ok, known := outcome(string(s)); known {
+			e.OK = ok
+			return nil
+		}
 	}
+	switch {
+	case e.Status == "" && status == "":
+		return errors.New("it says neither a status nor a result")
+	case isUse(e.Operation):
+		return fmt.Errorf("it is a %s with result %q, which says neither that it was done nor that it failed",
+			e.Operation, first(text(e.Status), text(clean(status))))
+	}
+	e.OK = true
 	return nil
+}
+
+// outcome returns what a result says: an HTTP status, its text, or one of Azure
+// Monitor's words. It is not known if it could mean either.
+func outcome(result string) (ok, known bool) {
+	if n, err := strconv.Atoi(result); err == nil {
+		return n >= 200 && n < 300, n >= 200 && n < 300 || n >= 400 && n < 600
+	}
+	result = strings.ReplaceAll(result, " ", "")
+	for _, word := range []string{"OK", "Success", "Succeeded"} {
+		if strings.EqualFold(result, word) {
+			return true, true
+		}
+	}
+	for _, word := range []string{"Failure", "Failed"} {
+		if strings.EqualFold(result, word) {
+			return false, true
+		}
+	}
+	for code := 400; code < 600; code++ {
+		if s := http.StatusText(code); s != "" && strings.EqualFold(result, strings.ReplaceAll(s, " ", "")) {
+			return false, true
+		}
+	}
+	return false, false
 }
 
 // setKey takes the key from its URL, and the version from the request's if the

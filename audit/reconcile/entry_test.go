@@ -142,11 +142,44 @@ func TestResult(t *testing.T) {
 		{`"httpStatusCode_d":"200.0"`, true, "200"},
 		{`"HttpStatusCode":"201"`, true, "201"},
 		{`"HttpStatusCode":0,"ResultType":"Success"`, true, "Success"},
-		{`"HttpStatusCode":"NaN","ResultType":"x"`, false, "x"},
+		{`"HttpStatusCode":"NaN","ResultType":"x"`, true, "x"},
+		{`"HttpStatusCode":302,"ResultType":"Failure"`, false, "Failure"},
+		{`"resultType":"Success","resultSignature":"?"`, true, "?"},
+		{`"resultSignature":"too many requests"`, false, "too many requests"},
+		{`"resultSignature":"NotFound"`, false, "NotFound"},
 	} {
 		entries, bad := parse(t, `{"time":"2026-11-21T09:00:00Z","operationName":"KeyGet",`+tt.fields+`}`)
 		if len(entries) != 1 || entries[0].OK != tt.ok || entries[0].Status != tt.status {
 			t.Errorf("%s: %+v %q, not %v %q", tt.fields, entries, bad, tt.ok, tt.status)
+		}
+	}
+}
+
+// TestUnknownResult: a use that may have succeeded is neither left out nor said to
+// have failed.
+func TestUnknownResult(t *testing.T) {
+	for fields, want := range map[string]string{
+		`"operationName":"KeyUnwrap","resultType":"Completed"`:              `a KeyUnwrap with result "Completed", which says neither`,
+		`"operationName":"keysign","resultSignature":"?"`:                   `a KeySign with result "?", which says neither`,
+		`"operationName":"KeyWrap","httpStatusCode":302`:                    `a KeyWrap with result "302", which says neither`,
+		`"operationName":"KeyWrap","httpStatusCode":1e300,"resultType":"x"`: `a KeyWrap with result "x", which says neither`,
+		`"operationName":"KeyWrap","resultSignature":"a\u001bb"`:            `a KeyWrap with result "a\\x1bb", which says neither`,
+	} {
+		entries, bad := parse(t, `{"time":"2026-11-21T09:00:00Z","id":"https://v/keys/k",`+fields+`}`)
+		if len(entries) != 0 || len(bad) != 1 || !strings.Contains(bad[0], want) {
+			t.Errorf("%s: %+v, %q", fields, entries, bad)
+		}
+	}
+}
+
+// TestOperationNames: how a log writes an operation does not hide it.
+func TestOperationNames(t *testing.T) {
+	for name, want := range map[string]string{
+		"keyunwrap": "KeyUnwrap", "KEYWRAP": "KeyWrap", " KeySign\t": "KeySign", "keydecrypt": "KeyDecrypt", "keyget": "keyget",
+	} {
+		entries, bad := parse(t, fmt.Sprintf(`{"time":"2026-11-21T09:00:00Z","operationName":%q,"httpStatusCode":200,"id":"https://v/keys/k"}`, name))
+		if len(entries) != 1 || entries[0].Operation != want {
+			t.Errorf("%q: %+v, %q", name, entries, bad)
 		}
 	}
 }

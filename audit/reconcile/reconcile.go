@@ -30,7 +30,9 @@ type Config struct {
 	// be. Zero means DefaultTolerance.
 	Tolerance time.Duration
 	// From and To bound what is judged. Zero means no bound. What lies up to
-	// Tolerance outside is still looked at, to find the other half of a pair.
+	// Tolerance outside is still looked at, to find the other half of a pair. A
+	// side that begins later than From, or ends before To, by more than Tolerance
+	// leaves the comparison undecided.
 	From, To time.Time
 	// Identities are the sidecars' own: application IDs, object IDs or user
 	// names. If there are any, a use by somebody else has no record, whatever
@@ -199,26 +201,37 @@ const (
 	keySign   = "KeySign"
 )
 
+// uses are the operations that do something with a key that only who has it can
+// do.
+func uses() []string {
+	return []string{keyWrap, keyUnwrap, keySign, "KeyEncrypt", "KeyDecrypt", "KeyRelease"}
+}
+
 // operationOf returns the request that a step in a key's life takes; empty for a
 // step that takes none.
 func operationOf(step string) string {
 	switch step {
 	case "wrapped":
 		return keyWrap
-	case "proved", "unwrapped", "rejected":
+	case "proved", "unwrapped", "rejected", "renewed":
 		return keyUnwrap
 	}
 	return ""
 }
 
-// isUse reports whether an operation does something with a key that only who has
-// it can do.
-func isUse(operation string) bool {
-	switch operation {
-	case keyWrap, keyUnwrap, keySign, "KeyEncrypt", "KeyDecrypt", "KeyRelease":
-		return true
+// isUse reports whether an operation, as operationName writes it, is one of uses.
+func isUse(operation string) bool { return slices.Contains(uses(), operation) }
+
+// operationName returns the name of an operation as it is compared: Azure's names
+// are not always in the same case.
+func operationName(s string) string {
+	s = strings.TrimSpace(s)
+	for _, known := range uses() {
+		if strings.EqualFold(s, known) {
+			return known
+		}
 	}
-	return false
+	return clean(s)
 }
 
 // VaultLog takes a vault log, which name names in what is reported. It returns

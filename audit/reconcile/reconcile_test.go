@@ -163,6 +163,7 @@ func TestMatchingLogs(t *testing.T) {
 	log.step(noon.Add(time.Hour), "unwrapped", version1)
 	log.step(noon.Add(time.Hour), "unwrapped", version2)
 	log.step(noon.Add(time.Hour), "fenced", version2)
+	log.step(noon.Add(2*time.Hour), "renewed", version2)
 	log.add(noon, record.Event{Kind: record.Certified, Note: "title\n\n— " + signURL + "/" + version3 + " AAAA\n"})
 	var vault strings.Builder
 	for i, q := range []request{
@@ -170,6 +171,7 @@ func TestMatchingLogs(t *testing.T) {
 		{operation: "KeyUnwrap", id: kekURL + "/" + version1, at: noon},
 		{operation: "KeyUnwrap", id: kekURL + "/" + version1, at: noon.Add(time.Hour)},
 		{operation: "KeyUnwrap", id: strings.ToUpper(kekURL[:5]) + kekURL[5:] + "/" + version2, at: noon.Add(time.Hour)},
+		{operation: "keyunwrap", id: kekURL + "/" + version2, at: noon.Add(2 * time.Hour)},
 		{operation: "KeySign", id: signURL + "/" + version3, at: noon},
 	} {
 		q.ip, q.app, q.status, q.correlation = "10.0.0.1", own, 200, fmt.Sprint(i)
@@ -181,7 +183,7 @@ func TestMatchingLogs(t *testing.T) {
 		{Version: version3, Keys: []string{signURL}, Operation: "KeySign", Both: 1},
 		{KEK: "eu", Version: version1, Keys: []string{kekURL}, Operation: "KeyUnwrap", Both: 2},
 		{KEK: "eu", Version: version1, Keys: []string{kekURL}, Operation: "KeyWrap", Both: 1},
-		{KEK: "eu", Version: version2, Keys: []string{kekURL}, Operation: "KeyUnwrap", Both: 1},
+		{KEK: "eu", Version: version2, Keys: []string{kekURL}, Operation: "KeyUnwrap", Both: 2},
 	}
 	if diff := cmp.Diff(want, got.Rows); diff != "" || got.Verdict != reconcile.Match {
 		t.Errorf("verdict %s, rows differ (-want +got):\n%s", got.Verdict, diff)
@@ -374,7 +376,15 @@ func TestEnds(t *testing.T) {
 		"use near the beginning": {
 			audit, unwrap(end.Add(-24*time.Hour+time.Minute), "x").line(), reconcile.Undecided, reconcile.Row{Undecided: 1}, [2]int64{},
 		},
-		"use after the end": {audit, unwrap(end.Add(time.Minute), "x").line(), reconcile.Match, reconcile.Row{}, [2]int64{0, 1}},
+		"use after the end": {
+			audit, unwrap(end.Add(time.Minute), "x").line(), reconcile.Undecided, reconcile.Row{Undecided: 1}, [2]int64{},
+		},
+		"use long after the end": {
+			audit, unwrap(end.Add(time.Hour), "x").line(), reconcile.Undecided, reconcile.Row{Undecided: 1}, [2]int64{},
+		},
+		"use long before the beginning": {
+			audit, unwrap(end.Add(-25*time.Hour), "x").line(), reconcile.Undecided, reconcile.Row{Undecided: 1}, [2]int64{},
+		},
 		"pair across the end": {
 			step(end.Add(-time.Second)), unwrap(end.Add(time.Second), "x").line(), reconcile.Match, reconcile.Row{Both: 1}, [2]int64{},
 		},
@@ -410,6 +420,102 @@ func TestEnds(t *testing.T) {
 	}}
 	if diff := cmp.Diff(want, got.Rows); diff != "" || got.Verdict != reconcile.Differ {
 		t.Errorf("verdict %s, rows differ (-want +got):\n%s", got.Verdict, diff)
+	}
+}
+
+// TestBeyondTheAuditLogs: what cannot be a sidecar's is unrecorded also where the
+// audit logs do not reach; what can be is not judged without them.
+func TestBeyondTheAuditLogs(t *testing.T) {
+	at := func(clock string) time.Time {
+		day, err := time.Parse("2006-01-02 15:04", "2026-11-21 "+clock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return day
+	}
+	log := newAuditLog("a")
+	log.add(at("09:00"), record.Event{Kind: record.Start})
+	log.step(at("10:20"), "unwrapped", version1)
+	log.add(at("10:40"), record.Event{Kind: record.Alive})
+	for name, tt := range map[string]struct {
+		change   func(*request)
+		from, to string
+		want     reconcile.Verdict
+	}{
+		"a stranger":                {func(q *request) { q.app = other }, "10:00", "12:30", reconcile.Differ},
+		"a stranger, no bounds":     {func(q *request) { q.app = other }, "", "", reconcile.Differ},
+		"an operation of strangers": {func(q *request) { q.operation = "keydecrypt" }, "", "", reconcile.Differ},
+		"a sidecar":                 {func(*request) {}, "10:00", "12:30", reconcile.Undecided},
+		"a sidecar, no bounds":      {func(*request) {}, "", "", reconcile.Undecided},
+		"a stranger after To":       {func(q *request) { q.app = other }, "10:00", "10:45", reconcile.Match},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := reconcile.Config{Identities: []string{own}, Keys: []string{kekURL}}
+			if tt.from != "" {
+				cfg.From, cfg.To = at(tt.from), at(tt.to)
+			}
+			q := unwrap(at("11:40"), "x")
+			tt.change(&q)
+			last := unwrap(at("12:40"), "last")
+			last.operation = "KeyGet"
+			first := last
+			first.at = at("09:30")
+			got := compare(t, cfg, strings.Join(log.lines, ""), first.line()+unwrap(at("10:20"), "ours").line()+q.line()+last.line())
+			if got.Verdict != tt.want {
+				t.Errorf("verdict is %s, not %s: %+v, %+v", got.Verdict, tt.want, got.Unrecorded, got.Undecided)
+			}
+			if both, unrecorded, _ := sums(got); both != 1 || (unrecorded == 1) != (tt.want == reconcile.Differ) {
+				t.Errorf("%d in both, %d unrecorded", both, unrecorded)
+			}
+		})
+	}
+}
+
+// TestCoverage: what is asked for is judged as a whole, or it is said that it was
+// not.
+func TestCoverage(t *testing.T) {
+	const day, tolerance = 12 * time.Hour, 10 * time.Minute
+	audit := strings.Join(newAuditLog("a").day().lines, "")
+	early, late := unwrap(noon.Add(-day-time.Hour), "a"), unwrap(noon.Add(day+time.Hour), "b")
+	early.operation, late.operation = "KeyGet", "KeyGet"
+	wide := early.line() + late.line()
+	widest := newAuditLog("b")
+	widest.add(noon.Add(-2*day), record.Event{Kind: record.Start})
+	widest.add(noon.Add(2*day), record.Event{Kind: record.Stop})
+	for name, tt := range map[string]struct {
+		from, to            time.Duration // from noon
+		audit, vault        string
+		want                reconcile.Verdict
+		shortAudit, shortKV bool
+	}{
+		"within":                {-day, day, audit, wide, reconcile.Match, false, false},
+		"by the tolerance":      {-day - tolerance, day + tolerance, audit, wide, reconcile.Match, false, false},
+		"audit begins too late": {-day - tolerance - 1, day, audit, wide, reconcile.Undecided, true, false},
+		"audit ends too early":  {-day, day + tolerance + 1, audit, wide, reconcile.Undecided, true, false},
+		"vault begins too late": {-day - 2*time.Hour, day, strings.Join(widest.lines, ""), wide, reconcile.Undecided, false, true},
+		"vault ends too early":  {-day, day + 2*time.Hour, strings.Join(widest.lines, ""), wide, reconcile.Undecided, false, true},
+		"a difference decides it": {
+			-day, day + 2*time.Hour, audit, wide + unwrap(noon, "x").line(), reconcile.Differ, true, true,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cfg := reconcile.Config{Keys: []string{kekURL}, From: noon.Add(tt.from), To: noon.Add(tt.to)}
+			got := compare(t, cfg, tt.audit, tt.vault)
+			if got.Verdict != tt.want || got.Audit.Short != tt.shortAudit || got.Vault.Short != tt.shortKV {
+				t.Errorf("verdict is %s, audit logs short: %v, vault logs: %v", got.Verdict, got.Audit.Short, got.Vault.Short)
+			}
+			text := got.Text()
+			for what, short := range map[string]bool{"audit": tt.shortAudit, "vault": tt.shortKV} {
+				if strings.Contains(text, "\nnote         the "+what+" logs do not cover all that is to be judged\n") != short {
+					t.Errorf("short %s logs: %v, and the text is\n%s", what, short, text)
+				}
+			}
+			judged := fmt.Sprintf(" (judged: %s to %s)\n", got.Judged.From.Format(time.RFC3339), got.Judged.To.Format(time.RFC3339))
+			if !strings.HasPrefix(text[strings.LastIndex(strings.TrimSuffix(text, "\n"), "\n")+1:], string(tt.want)) ||
+				!strings.HasSuffix(text, judged) {
+				t.Errorf("the text does not end with the verdict and what was judged:\n%s", text)
+			}
+		})
 	}
 }
 

@@ -16,8 +16,9 @@ const (
 	Match Verdict = "match"
 	// Differ: some have not, or something could not be read.
 	Differ Verdict = "differ"
-	// Undecided: all match but for uses so near to an end of the audit logs that
-	// their records may lie outside. More of the logs decides.
+	// Undecided: all match but for uses so near to an end of the audit logs, or so
+	// far outside of them, that their records may lie there; or the logs do not
+	// cover what is to be judged. More of the logs decides.
 	Undecided Verdict = "undecided"
 	// Nothing: there was nothing to compare.
 	Nothing Verdict = "nothing"
@@ -57,15 +58,16 @@ func (c *Counted) add(t time.Time) {
 // Report is what a comparison found. All texts are printable ASCII.
 type Report struct {
 	Verdict Verdict `json:"verdict"`
-	// Judged is the time that both sides cover, within Config.From and To.
+	// Judged is the time that both sides cover, within Config.From and To. Uses that
+	// cannot be a sidecar's are judged also outside of what the audit logs cover.
 	Judged Span `json:"judged"`
 	// Audit and Vault are what was given.
 	Audit AuditSide `json:"audit"`
 	Vault VaultSide `json:"vault"`
 	// Rows are the sums, by KEK, version and operation.
 	Rows []Row `json:"rows"`
-	// Unrecorded are the uses of KEKs that no sidecar has recorded; Undecided
-	// are those whose record may lie outside the audit logs.
+	// Unrecorded are the uses of KEKs within Config.From and To that no sidecar has
+	// recorded; Undecided are those whose record may lie outside the audit logs.
 	Unrecorded []Unrecorded `json:"unrecorded"`
 	Undecided  []Unrecorded `json:"undecided"`
 	// Failed are requests to use a key that Key Vault refused, whatever the key,
@@ -91,6 +93,8 @@ type Report struct {
 // AuditSide describes the audit logs.
 type AuditSide struct {
 	Span
+	// Short says that Span does not cover Config.From to To.
+	Short bool `json:"short,omitempty"`
 	// Logs are those that end without a stop before what is judged does: what
 	// that sidecar did later is not there. Total is the number of all logs.
 	Logs  []OpenLog `json:"open_logs,omitempty"`
@@ -116,6 +120,8 @@ type OpenLog struct {
 // VaultSide describes the vault logs.
 type VaultSide struct {
 	Span
+	// Short says that Span does not cover Config.From to To.
+	Short bool `json:"short,omitempty"`
 	// Duplicates are uses that were there before: same time, request id, key and
 	// caller.
 	Duplicates int64 `json:"duplicates"`
@@ -195,7 +201,7 @@ func (r *Reconciler) verdict(keys bool) Verdict {
 		return Differ
 	case rep.Judged.IsZero() || !keys && len(rep.Rows) == 0:
 		return Nothing
-	case len(rep.Undecided) > 0:
+	case len(rep.Undecided) > 0 || rep.Audit.Short || rep.Vault.Short:
 		return Undecided
 	}
 	return Match
@@ -225,6 +231,7 @@ func (r *Reconciler) dropDuplicates() {
 // setJudged finds the time that both sides cover.
 func (r *Reconciler) setJudged() {
 	a, v := r.report.Audit.Span, r.report.Vault.Span
+	r.report.Audit.Short, r.report.Vault.Short = r.isShort(a), r.isShort(v)
 	if a.IsZero() || v.IsZero() {
 		return
 	}
@@ -238,6 +245,12 @@ func (r *Reconciler) setJudged() {
 	if !s.To.Before(s.From) {
 		r.report.Judged = s
 	}
+}
+
+// isShort reports whether s leaves out some of From to To.
+func (r *Reconciler) isShort(s Span) bool {
+	from, to := r.cfg.From, r.cfg.To
+	return !from.IsZero() && s.From.After(from.Add(r.cfg.Tolerance)) || !to.IsZero() && s.To.Before(to.Add(-r.cfg.Tolerance))
 }
 
 // describeLogs finds the logs that end too early.
@@ -363,7 +376,7 @@ func (r *Reconciler) compare(row *Row, records, uses []int) {
 // addUnrecorded takes a use without a record.
 func (r *Reconciler) addUnrecorded(row *Row, u *use, stranger bool) {
 	rep := &r.report
-	if !rep.Judged.contains(u.Time) {
+	if !r.within(u.Time, 0) {
 		rep.Outside.Uses++
 		return
 	}

@@ -50,7 +50,7 @@ func rowText(b *strings.Builder, row *Row) {
 		fmt.Fprintf(b, "  %d UNRECORDED: in Key Vault's log only\n", row.Unrecorded)
 	}
 	if row.Undecided > 0 {
-		fmt.Fprintf(b, "  %d undecided: in Key Vault's log only, near an end of the audit logs\n", row.Undecided)
+		fmt.Fprintf(b, "  %d undecided: in Key Vault's log only, near an end of the audit logs or outside of them\n", row.Undecided)
 	}
 	if row.Missing.Count > 0 {
 		fmt.Fprintf(b, "  %d MISSING in Key Vault's log, %s\n", row.Missing.Count, spanText(row.Missing.Span))
@@ -115,6 +115,12 @@ func notesText(b *strings.Builder, r *Report) {
 	for _, log := range r.Audit.Logs {
 		fmt.Fprintf(b, "note         log %s ends without a stop at %s\n", log.Log, log.Last.UTC().Format(time.RFC3339))
 	}
+	if r.Audit.Short {
+		b.WriteString("note         the audit logs do not cover all that is to be judged\n")
+	}
+	if r.Vault.Short {
+		b.WriteString("note         the vault logs do not cover all that is to be judged\n")
+	}
 	note(r.Unreadable.Count, "lines that could not be read")
 	for _, line := range r.Unreadable.First {
 		fmt.Fprintf(b, "  %s\n", line)
@@ -123,11 +129,12 @@ func notesText(b *strings.Builder, r *Report) {
 
 // verdictText says what it comes to, and what to do.
 func (r *Report) verdictText() string {
+	judged := " (judged: " + spanText(r.Judged) + ")"
 	switch r.Verdict {
 	case Match:
-		return "match: every use of a KEK is recorded"
+		return "match: every use of a KEK is recorded" + judged
 	case Undecided:
-		return "undecided: give more of the audit logs, or an earlier --to or a later --from"
+		return "undecided: give more of the logs, or an earlier --to or a later --from" + judged
 	case Nothing:
 		if r.Judged.IsZero() {
 			return "nothing to compare: the audit logs and the vault logs have no time in common"
@@ -149,5 +156,5 @@ func (r *Report) verdictText() string {
 	if r.Unreadable.Count > 0 {
 		what = append(what, fmt.Sprintf("lines that could not be read: %d", r.Unreadable.Count))
 	}
-	return "differ: " + strings.Join(what, ", ")
+	return "differ: " + strings.Join(what, ", ") + judged
 }

@@ -46,6 +46,11 @@ func ParseCheckpoint(signed string) (Checkpoint, error) {
 	if !ok {
 		return Checkpoint{}, fmt.Errorf("%w: it has no signatures", ErrCheckpoint)
 	}
+	return parseText(text)
+}
+
+// parseText reads what Text writes.
+func parseText(text string) (Checkpoint, error) {
 	lines := strings.Split(text, "\n")
 	if len(lines) < 3 {
 		return Checkpoint{}, fmt.Errorf("%w: it has %d lines", ErrCheckpoint, len(lines))
@@ -66,10 +71,11 @@ func ParseCheckpoint(signed string) (Checkpoint, error) {
 
 // OpenCheckpoint checks the signature of the log's key, and takes the note apart.
 func OpenCheckpoint(signed string, key note.Verifier) (Checkpoint, error) {
-	if _, err := note.Open([]byte(signed), note.VerifierList(key)); err != nil {
+	n, err := note.Open([]byte(signed), note.VerifierList(key))
+	if err != nil {
 		return Checkpoint{}, fmt.Errorf("%w: %w", ErrCheckpoint, err)
 	}
-	c, err := ParseCheckpoint(signed)
+	c, err := parseText(n.Text) // what was signed, not what looks like it
 	if err == nil && c.Log != key.Name() {
 		err = fmt.Errorf("%w: the key is of log %s", ErrCheckpoint, key.Name())
 	}

@@ -250,6 +250,45 @@ func isRecord(e ast.Expr, name string) bool {
 	return ok && pkg.Name == "record" && (name == "" || sel.Sel.Name == name)
 }
 
+// TestDocumentedRule takes the rule for Fluent Bit apart as that does: words between
+// blanks, but one that begins with a quotation mark ends with the next. It has to
+// take the checkpoint of the example, and that alone, and name a blob for its log
+// and day.
+func TestDocumentedRule(t *testing.T) {
+	doc := document(t)
+	rule := regexp.MustCompile(`(?m)^ +Rule +(.*)$`).FindStringSubmatch(doc)
+	match := regexp.MustCompile(`(?m)^ +Match +(checkpoints.*)$`).FindStringSubmatch(doc)
+	if rule == nil || match == nil {
+		t.Fatalf("rule %q, match %q", rule, match)
+	}
+	words := strings.Fields(rule[1])
+	if len(words) != 4 || words[0] != "$log" || words[3] != "true" || strings.ContainsAny(rule[1][:1]+words[1][:1], `"/`) {
+		t.Fatalf("rule is %q", words)
+	}
+	expression := regexp.MustCompile(words[1])
+	_, example, _ := strings.Cut(doc, "\n### An example\n")
+	lines := strings.Split(strings.TrimSpace(strings.Split(example, "```\n")[1]), "\n")
+	lines = append(lines, strings.Replace(lines[2], `"checkpoint"`, `"segment"`, 1),
+		strings.Replace(lines[1], `"bytes":419`, `"context":{"kind":"checkpoint"}`, 1),
+		strings.Replace(lines[1], "acme", `\"event\":{\"kind\":\"checkpoint\"`, 1))
+	for i, line := range lines {
+		tag := ""
+		if at := expression.FindStringSubmatchIndex(line); at != nil {
+			tag = string(expression.ExpandString(nil, strings.NewReplacer("$1", "${1}", "$2", "${2}").Replace(words[2]), line, at))
+		}
+		want := ""
+		if i == 2 || i == 3 {
+			want = "checkpoints.20261122T093000Z-1a2b3c4d5e6f.2026-11-22"
+		}
+		if tag != want {
+			t.Errorf("line %d has tag %q, not %q", i, tag, want)
+		}
+		if ok, err := filepath.Match(match[1], tag); err != nil || ok != (want != "") {
+			t.Errorf("line %d, tag %q: the output matches: %v, %v", i, tag, ok, err)
+		}
+	}
+}
+
 // TestDocumentedExample reads the example as the text says how: by hand, not with
 // this package.
 func TestDocumentedExample(t *testing.T) {

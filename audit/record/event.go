@@ -28,6 +28,9 @@ const (
 	// Segment begins a file: a checkpoint, and the frontier, of all records
 	// before it, and the log's key, so that they can be removed.
 	Segment Kind = "segment"
+	// Removed says that records from From to To are not kept any longer: Count
+	// events, and whole files.
+	Removed Kind = "removed"
 	// Certified holds Key Vault's signature over the log's public key.
 	Certified Kind = "certified"
 	// Lost says that Count records found no room while none could be written.
@@ -87,7 +90,8 @@ type Event struct {
 	InputBytes  int64  `json:"input_bytes,omitempty"`
 	InputSHA256 string `json:"input_sha256,omitempty"`
 	// Count is how many operations it were, From and To when. Of a checkpoint,
-	// From is since when operations are counted that no record is about yet.
+	// From is since when operations are counted that no record is about yet; of a
+	// start, the time of the last record of the log before.
 	Count int64     `json:"count,omitempty"`
 	From  time.Time `json:"from,omitzero"`
 	To    time.Time `json:"to,omitzero"`

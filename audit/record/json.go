@@ -44,3 +44,20 @@ func appendASCII(dst []byte, c byte) []byte {
 func appendUnit(dst []byte, u uint16) []byte {
 	return append(dst, '\\', 'u', hexDigits[u>>12], hexDigits[u>>8&15], hexDigits[u>>4&15], hexDigits[u&15])
 }
+
+// Cut returns the longest beginning of s that is most bytes long at most as it is
+// encoded in an event. It ends between characters.
+func Cut(s string, most int) string {
+	if len(s)*len(`\ud800\udc00`) <= most {
+		return s
+	}
+	var space [16]byte
+	used := 0
+	for i, r := range s {
+		used += len(appendString(space[:0], string(r))) - len(`""`)
+		if used > most {
+			return s[:i]
+		}
+	}
+	return s
+}

@@ -92,6 +92,9 @@ func TestMalformedLines(t *testing.T) {
 		"class":            replace(`"keys"`, `"key"`),
 		"base64":           replace(`AQIDAAAAAAAA`, `AQIDAAAAAA==`),
 		"base64 line feed": replace(`AQIDAAAAAAAA`, `AQID\nAAAAAAAA`),
+		"long hash":        replace(`AQIDAAAAAAAA`, strings.Repeat(`AQIDAAAAAAAA`, 9)),
+		"short hash":       replace(`AQIDAAAAAAAA`, `AQID`),
+		"hash not closed":  strings.TrimSuffix(pruned, `"}`) + "}",
 		"origin":           replace(`keysidecar/t/a`, `keysidecar/t a`),
 		"escaped origin":   replace(`keysidecar/t/a`, `keysidecar\/t/a`),
 		"no origin":        replace(`keysidecar/t/a`, ``),
@@ -349,4 +352,17 @@ func FuzzParseEvent(f *testing.F) {
 			t.Fatalf("%s\n%s", text, twice)
 		}
 	})
+}
+
+func BenchmarkParse(b *testing.B) {
+	h := header()
+	line, _ := record.Append(nil, &h, []byte(`{"kind":"call","caller":"payments","tenant":"acme","verb":"seal","result":"OK","bytes":512}`))
+	line = bytes.TrimSuffix(line, []byte("\n"))
+	b.SetBytes(int64(len(line)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := record.Parse(line); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

@@ -23,3 +23,6 @@ func (d *Dir) SetFile(f *os.File) *os.File {
 
 // SetClock makes it as if the clock had been set by that since Open.
 func (d *Dir) SetClock(by time.Duration) { d.wall = d.wall.Add(-by) }
+
+// Age makes it as if Open was that much longer ago.
+func (d *Dir) Age(by time.Duration) { d.opened, d.wall = d.opened.Add(-by), d.wall.Add(-by) }

@@ -2,9 +2,11 @@ package segments
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 
 	"github.com/keysidecar/keysidecar/audit/record"
 )
@@ -26,10 +28,11 @@ func (e *damage) Unwrap() error { return e.cause }
 var errCutOff = errors.New("the line is cut off")
 
 // walk calls each with every line of a file, without its line feed, until one is
-// no good: then the error is *damage. The line is valid during the call. It
-// returns how many bytes the good lines have. A last line without line feed is
-// errCutOff.
-func (d *Dir) walk(name string, each func(line []byte) error) (good int64, err error) {
+// no good: then the error is *damage, unless it is of another file that each
+// uses. The line is valid during the call. It returns how many bytes the good
+// lines have. A last line without line feed is errCutOff. When ctx ends, the
+// error is ctx's.
+func (d *Dir) walk(ctx context.Context, name string, each func(line []byte) error) (good int64, err error) {
 	f, err := d.root.Open(name)
 	if err != nil {
 		return 0, fmt.Errorf("reading audit log: %w", err)
@@ -37,6 +40,9 @@ func (d *Dir) walk(name string, each func(line []byte) error) (good int64, err e
 	defer f.Close()
 	in := bufio.NewReaderSize(f, 8*record.MaxLine)
 	for number := 1; ; number++ {
+		if err := ctx.Err(); err != nil {
+			return good, err
+		}
 		line, err := in.ReadSlice('\n')
 		switch {
 		case errors.Is(err, io.EOF) && len(line) == 0:
@@ -49,6 +55,9 @@ func (d *Dir) walk(name string, each func(line []byte) error) (good int64, err e
 			return good, fmt.Errorf("reading audit log: %w", err)
 		default:
 			err = each(line[:len(line)-1])
+		}
+		if _, ok := errors.AsType[*fs.PathError](err); ok {
+			return good, err
 		}
 		if err != nil {
 			return good, &damage{d.path(name), number, err}

@@ -1,6 +1,7 @@
 package segments_test
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -148,7 +149,7 @@ func FuzzOpen(f *testing.F) {
 		cfg.Retention = segments.Retention{Data: 1}
 		d := openFast(t, cfg)
 		write(t, d, b, b.start(p.Log), true)
-		_, _ = d.Prune(epoch.Add(2000 * day)) // it may be damaged
+		_, _ = d.Prune(context.Background(), epoch.Add(2000*day)) // it may be damaged
 		must(t, d.Close())
 		if got := snapshot(t, dir)[b.file(0)]; !strings.Contains(got, `"kind":"start"`) {
 			t.Errorf("the next log is %q", got)

@@ -31,7 +31,7 @@ func checkOwner(info fs.FileInfo, uid int) error {
 func lock(f *os.File) error {
 	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return errors.New("another sidecar uses the directory: give each its own")
+		return ErrInUse
 	}
 	return err
 }

@@ -3,10 +3,11 @@ package segments
 import (
 	"bufio"
 	"bytes"
+	"cmp"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"slices"
@@ -23,6 +24,19 @@ type Pruned struct {
 	Files int
 	// Bytes is how much less all files have.
 	Bytes int64
+	// Oldest and Newest are the times of the oldest and the newest record that
+	// was removed, or lost its event. They are zero if there is none.
+	Oldest, Newest time.Time
+}
+
+// cover extends Oldest and Newest to a time.
+func (p *Pruned) cover(at time.Time) {
+	if p.Oldest.IsZero() || at.Before(p.Oldest) {
+		p.Oldest = at
+	}
+	if at.After(p.Newest) {
+		p.Newest = at
+	}
 }
 
 // plan is when there is something to do for a file. It spares reading it.
@@ -33,10 +47,12 @@ type plan struct {
 	look time.Time
 	// gone is from when on the file is not needed; zero: never, or it was not read.
 	gone time.Time
+	// oldest and newest are the times of its records, if it was read.
+	oldest, newest time.Time
 }
 
-// clockSlack is how far the clock may be set while a Dir is open.
-const clockSlack = time.Hour
+// maxErrors is how many errors Prune returns, at most.
+const maxErrors = 10
 
 // Prune removes what is over at time now from all files but the one that is
 // written. When the newest record of a class in a file is older than the
@@ -50,9 +66,13 @@ const clockSlack = time.Hour
 // It was written for an hour: so much later, at most, are its events removed.
 //
 // A damaged file stays as it is, and with it those after it; it is in the error.
-// So is what cannot be written; what was done until then is done. When the clock
-// was set by more than an hour since Open, nothing is removed.
-func (d *Dir) Prune(now time.Time) (Pruned, error) {
+// So is what cannot be written, which is tried again next time: the other files
+// are pruned all the same. A file that goes as a whole needs no room on the disk.
+// When ctx ends, Prune ends within about a MiB of reading, with ctx's error. What
+// was done until then is done, and in Pruned, whatever the error.
+//
+// When the clock may be wrong, nothing is removed: see checkClock and checkAway.
+func (d *Dir) Prune(ctx context.Context, now time.Time) (Pruned, error) {
 	var done Pruned
 	if err := d.enter(); err != nil {
 		return done, err
@@ -63,48 +83,51 @@ func (d *Dir) Prune(now time.Time) (Pruned, error) {
 	if d.cfg.Retention.shortest() == 0 {
 		return done, nil
 	}
-	if err := d.checkClock(); err != nil {
-		return done, err
+	err := d.checkClock()
+	if err == nil {
+		err = d.forgetRemoved()
 	}
-	if err := d.forgetRemoved(); err != nil {
-		return done, err
+	if err == nil {
+		err = d.checkAway(ctx, now)
 	}
-	return done, d.pruneAll(now, &done)
+	if err == nil {
+		err = d.pruneAll(ctx, now, &done)
+	}
+	if err != nil {
+		return done, fmt.Errorf("pruning audit log: %w", err)
+	}
+	return done, nil
 }
 
-func (d *Dir) pruneAll(now time.Time, done *Pruned) error {
-	var first error
-	damaged, oldest := 0, true
+func (d *Dir) pruneAll(ctx context.Context, now time.Time, done *Pruned) error {
+	var errs []error
+	var bad *damage // the first
+	damaged, failed, oldest := 0, 0, true
 	for _, f := range d.finished() {
 		if d.isClosed() {
 			break
 		}
-		gone, err := d.pruneFile(f, now, oldest, done)
-		if _, ok := errors.AsType[*damage](err); ok {
-			if damaged++; first == nil {
-				first = err
-			}
+		gone, err := d.pruneFile(ctx, f, now, oldest, done)
+		if b, ok := errors.AsType[*damage](err); ok {
+			damaged, bad = damaged+1, cmp.Or(bad, b)
 		} else if err != nil {
-			return fmt.Errorf("pruning audit log: %w", err)
+			if failed++; failed <= maxErrors {
+				errs = append(errs, err)
+			}
 		}
-		oldest = oldest && gone
+		if err != nil && ctx.Err() != nil {
+			break
+		}
+		oldest = oldest && gone && err == nil
 	}
-	if first != nil {
-		return fmt.Errorf("pruning audit log: %d files are damaged and stay as they are; look at them with keysidecar audit verify, "+
-			"then move them away: %w", damaged, first)
+	if failed > maxErrors {
+		errs = append(errs, fmt.Errorf("and %d other files", failed-maxErrors))
 	}
-	return nil
-}
-
-// checkClock returns why nothing is known to be over.
-func (d *Dir) checkClock() error {
-	now := time.Now()
-	set := now.Round(0).Sub(d.wall) - now.Sub(d.opened)
-	if set.Abs() <= clockSlack {
-		return nil
+	if damaged > 0 {
+		errs = append(errs, fmt.Errorf("%d files are damaged and stay as they are; look at them with keysidecar audit verify, "+
+			"then move them away: %w", damaged, bad))
 	}
-	return fmt.Errorf("pruning audit log: nothing is removed, because the clock was set by %v since the sidecar started "+
-		"(or the machine slept): see that it is right, then restart the sidecar", set.Round(time.Second))
+	return errors.Join(errs...)
 }
 
 func (d *Dir) isClosed() bool {
@@ -151,9 +174,12 @@ func (d *Dir) forget(f *file) {
 	}
 }
 
-// pruneFile removes what is over from a file, and the file if nothing of it is
-// left and it is the oldest: then it reports that it is gone.
-func (d *Dir) pruneFile(f *file, now time.Time, oldest bool, done *Pruned) (gone bool, err error) {
+// pruneFile removes what is over from a file; or all of the file, if nothing of
+// it is left and it is the oldest: then it reports that it is gone.
+func (d *Dir) pruneFile(ctx context.Context, f *file, now time.Time, oldest bool, done *Pruned) (gone bool, err error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
 	if !f.plan.read && f.plan.look.IsZero() {
 		last, err := d.lastTime(f)
 		if err != nil {
@@ -161,68 +187,76 @@ func (d *Dir) pruneFile(f *file, now time.Time, oldest bool, done *Pruned) (gone
 		}
 		f.plan.look = last.Add(d.cfg.Retention.shortest())
 	}
+	next, over := f.plan, classSet{}
 	if !f.plan.look.IsZero() && now.After(f.plan.look) {
-		s, err := d.survey(f)
+		s, err := d.survey(ctx, f)
 		if err != nil {
 			return false, err
 		}
-		if err := d.pruneEvents(f, s, now, done); err != nil {
+		next, over = d.planOf(s, now)
+	}
+	if oldest && !next.gone.IsZero() && now.After(next.gone) {
+		return true, d.pruneWhole(f, next, done)
+	}
+	if over != (classSet{}) {
+		if err := d.rewrite(ctx, f, over, done); err != nil {
 			return false, err
 		}
 	}
-	if !oldest || f.plan.gone.IsZero() || !now.After(f.plan.gone) {
-		return false, nil
-	}
-	return true, d.pruneWhole(f, done)
+	f.plan = next
+	return false, nil
 }
 
 // pruneWhole removes a file.
-func (d *Dir) pruneWhole(f *file, done *Pruned) error {
-	if err := d.remove(f.name); err != nil {
-		return err
+func (d *Dir) pruneWhole(f *file, p plan, done *Pruned) error {
+	if err := d.root.Remove(f.name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("removing audit log file: %w", err)
 	}
 	done.Files++
 	done.Bytes += f.size
+	done.cover(p.oldest)
+	done.cover(p.newest)
 	d.forget(f)
-	return nil
+	return d.syncDir()
 }
 
 // lastTime returns the time of a file's last record; zero if that is none.
 func (d *Dir) lastTime(f *file) (time.Time, error) {
-	in, err := d.root.Open(f.name)
+	tail, err := d.tail(f, record.MaxLine+2) // with the line feeds before and after
 	if err != nil {
-		return time.Time{}, fmt.Errorf("reading audit log: %w", err)
-	}
-	defer in.Close()
-	tail := make([]byte, min(f.size, record.MaxLine+2)) // with the line feeds before and after
-	if _, err := in.ReadAt(tail, f.size-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
-		return time.Time{}, fmt.Errorf("reading audit log: %w", err)
+		return time.Time{}, err
 	}
 	line := bytes.TrimSuffix(tail, []byte{'\n'})
 	r, err := record.Parse(line[bytes.LastIndexByte(line, '\n')+1:])
 	if err != nil {
-		return time.Time{}, nil // survey says where and why
+		return time.Time{}, nil //nolint:nilerr // survey says where and why
 	}
 	return r.Time, nil
 }
 
+// classSet has true at the classes that are in it.
+type classSet [record.Data + 1]bool
+
 // span is what a file has of a class.
 type span struct {
-	records   bool
-	newest    time.Time
-	removable bool // it has events that may be removed
+	records        bool
+	oldest, newest time.Time
+	removable      bool // it has events that may be removed
 }
 
 // survey reads a file. What it has of class c is in element c.
-func (d *Dir) survey(f *file) ([record.Data + 1]span, error) {
+func (d *Dir) survey(ctx context.Context, f *file) ([record.Data + 1]span, error) {
 	var all [record.Data + 1]span
 	c := chainFrom(f.log, f.first)
-	_, err := d.walk(f.name, func(line []byte) error {
+	_, err := d.walk(ctx, f.name, func(line []byte) error {
 		r, err := c.add(line)
 		if err != nil {
 			return err
 		}
 		s := &all[r.Class]
+		if !s.records || r.Time.Before(s.oldest) {
+			s.oldest = r.Time
+		}
 		if s.records = true; r.Time.After(s.newest) {
 			s.newest = r.Time
 		}
@@ -255,15 +289,21 @@ func removable(r *record.Record) (bool, error) {
 	}
 }
 
-// pruneEvents removes the events of the classes that are over, and plans when
-// to look at the file again.
-func (d *Dir) pruneEvents(f *file, all [record.Data + 1]span, now time.Time, done *Pruned) error {
-	over := make(map[record.Class]bool)
-	next, ever := plan{read: true}, false
+// planOf returns which classes have events that are over, and when to look at
+// the file again once they are removed.
+func (d *Dir) planOf(all [record.Data + 1]span, now time.Time) (next plan, over classSet) {
+	next.read = true
+	ever := false
 	for _, class := range classes() {
 		s := all[class]
 		if !s.records {
 			continue
+		}
+		if next.oldest.IsZero() || s.oldest.Before(next.oldest) {
+			next.oldest = s.oldest
+		}
+		if s.newest.After(next.newest) {
+			next.newest = s.newest
 		}
 		keep := d.cfg.Retention.of(class)
 		end := s.newest.Add(keep)
@@ -282,24 +322,19 @@ func (d *Dir) pruneEvents(f *file, all [record.Data + 1]span, now time.Time, don
 	if ever {
 		next.gone = time.Time{}
 	}
-	if len(over) > 0 {
-		if err := d.rewrite(f, over, done); err != nil {
-			return err
-		}
-	}
-	f.plan = next
-	return nil
+	return next, over
 }
 
 // rewrite replaces a file by one without the events of some classes. After a
 // crash at any point it is the old one or the new one.
-func (d *Dir) rewrite(f *file, over map[record.Class]bool, done *Pruned) error {
+func (d *Dir) rewrite(ctx context.Context, f *file, over classSet, done *Pruned) error {
 	info, err := d.root.Lstat(f.name)
 	if err != nil {
 		return err
 	}
 	temp := tempPrefix + rand.Text() + tempSuffix
-	events, size, err := d.writePruned(temp, f, over, info.ModTime())
+	var removed Pruned
+	err = d.writePruned(ctx, temp, f, over, info.ModTime(), &removed)
 	if err == nil {
 		err = d.root.Rename(temp, f.name)
 	}
@@ -307,27 +342,29 @@ func (d *Dir) rewrite(f *file, over map[record.Class]bool, done *Pruned) error {
 		_ = d.root.Remove(temp) // or the next Open does it
 		return fmt.Errorf("rewriting %s: %w", d.path(f.name), err)
 	}
-	done.Events += events
-	done.Bytes += f.size - size
+	done.Events += removed.Events
+	done.Bytes += removed.Bytes
+	done.cover(removed.Oldest)
+	done.cover(removed.Newest)
 	d.mu.Lock()
-	d.total += size - f.size
-	f.size = size
+	d.total -= removed.Bytes
+	f.size -= removed.Bytes
 	d.mu.Unlock()
 	return d.syncDir()
 }
 
-// writePruned writes what of a file is not over to another, and returns how many
-// events that leaves out, and the other's size.
+// writePruned writes what of a file is not over to another. It adds to done what
+// that leaves out.
 func (d *Dir) writePruned(
-	temp string, f *file, over map[record.Class]bool, changed time.Time,
-) (events, size int64, err error) {
+	ctx context.Context, temp string, f *file, over classSet, changed time.Time, done *Pruned,
+) error {
 	out, err := d.root.OpenFile(temp, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return 0, 0, err
+		return err
 	}
 	to, c := bufio.NewWriterSize(out, 64<<10), chainFrom(f.log, f.first)
 	var buf []byte
-	_, err = d.walk(f.name, func(line []byte) error {
+	_, err = d.walk(ctx, f.name, func(line []byte) error {
 		r, err := c.add(line)
 		if err != nil {
 			return err
@@ -338,12 +375,13 @@ func (d *Dir) writePruned(
 				return err
 			} else if remove {
 				buf = r.AppendPruned(buf[:0])
-				events++
+				done.Events++
+				done.Bytes += int64(len(line) + 1 - len(buf))
+				done.cover(r.Time)
 			}
 		}
-		size += int64(len(buf))
-		_, _ = to.Write(buf) // Flush returns the error, which is no damage
-		return nil
+		_, err = to.Write(buf)
+		return err
 	})
 	if err == nil {
 		err = to.Flush()
@@ -354,5 +392,5 @@ func (d *Dir) writePruned(
 	if err == nil {
 		err = d.sync(out)
 	}
-	return events, size, errors.Join(err, out.Close())
+	return errors.Join(err, out.Close())
 }

@@ -3,6 +3,7 @@ package segments_test
 import (
 	"bytes"
 	stdcmp "cmp"
+	"context"
 	"fmt"
 	"io/fs"
 	"maps"
@@ -86,6 +87,7 @@ func twoLogs(t testing.TB, retention segments.Retention) (dir string, a, b *auth
 	write(t, d, b, append(b.start(a.origin), b.mixed()...), true)
 	b.at = epoch.Add(3 * day)
 	write(t, d, b, append(b.checkpoint(record.Segment), b.mixed()...), true)
+	d.Age(day) // so long a Dir doubts that much time has gone by
 	return dir, a, b, d
 }
 
@@ -142,7 +144,7 @@ func TestPrune(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			dir, a, b, d := twoLogs(t, tt.retention)
 			before := d.Bytes()
-			done, err := d.Prune(epoch.Add(tt.at))
+			done, err := d.Prune(context.Background(), epoch.Add(tt.at))
 			must(t, err)
 			got, size := make(map[string]string), int64(0)
 			for name, text := range snapshot(t, dir) {
@@ -162,7 +164,7 @@ func TestPrune(t *testing.T) {
 			if d.Bytes() != size || done.Bytes != before-size {
 				t.Errorf("Bytes = %d, of %d before; the files have %d; %d pruned", d.Bytes(), before, size, done.Bytes)
 			}
-			done.Bytes = 0
+			done.Bytes, done.Oldest, done.Newest = 0, time.Time{}, time.Time{} // see TestPrunedTimes
 			// A file that goes at once may have lost its events before.
 			if tt.done.Files > 0 {
 				done.Events, tt.done.Events = 0, 0
@@ -170,7 +172,7 @@ func TestPrune(t *testing.T) {
 			if diff := cmp.Diff(tt.done, done); diff != "" {
 				t.Errorf("Pruned (-want +got):\n%s", diff)
 			}
-			if again, err := d.Prune(epoch.Add(tt.at)); err != nil || again != (segments.Pruned{}) {
+			if again, err := d.Prune(context.Background(), epoch.Add(tt.at)); err != nil || again != (segments.Pruned{}) {
 				t.Errorf("Prune again = %+v, %v", again, err)
 			}
 			write(t, d, b, b.stop(), false)
@@ -187,7 +189,7 @@ func TestPruneFromDayToDay(t *testing.T) {
 	dir, _, _, d := twoLogs(t, segments.Retention{Keys: 5 * day, Denials: 3 * day, Data: day})
 	var files, events []int
 	for at := range 12 {
-		_, err := d.Prune(epoch.Add(time.Duration(at)*day + time.Hour))
+		_, err := d.Prune(context.Background(), epoch.Add(time.Duration(at)*day+time.Hour))
 		must(t, err)
 		all := snapshot(t, dir)
 		left := 0
@@ -211,12 +213,12 @@ func TestPruneReadsWhatIsDue(t *testing.T) {
 		first, second time.Duration // of Prune
 		reads         bool          // the second time
 	}{{3 * day, 4 * day, false}, {4 * day, 6 * day, true}, {6 * day, 9 * day, false}, {9 * day, 11 * day, true}, {11 * day, 29 * day, false}} {
-		_, err := d.Prune(epoch.Add(tt.first))
+		_, err := d.Prune(context.Background(), epoch.Add(tt.first))
 		must(t, err)
 		path := filepath.Join(dir, a.file(0))
 		raw, err := os.ReadFile(path)
 		must(t, err, os.WriteFile(path, append([]byte("x"), raw...), 0o600))
-		if _, err = d.Prune(epoch.Add(tt.second)); (err != nil) != tt.reads {
+		if _, err = d.Prune(context.Background(), epoch.Add(tt.second)); (err != nil) != tt.reads {
 			t.Errorf("Prune after %v, then %v: %v", tt.first, tt.second, err)
 		}
 		must(t, os.WriteFile(path, raw, 0o600))
@@ -228,7 +230,7 @@ func TestPruneKeepsTimeAndMode(t *testing.T) {
 	path := filepath.Join(dir, a.file(0))
 	old := time.Date(2020, 1, 2, 3, 4, 5, 0, time.UTC)
 	must(t, os.Chtimes(path, old, old))
-	done, err := d.Prune(epoch.Add(100 * day))
+	done, err := d.Prune(context.Background(), epoch.Add(100*day))
 	must(t, err)
 	info, err := os.Lstat(path)
 	must(t, err)
@@ -245,7 +247,7 @@ func TestPruneAndTheClock(t *testing.T) {
 		dir, _, _, d := twoLogs(t, segments.Retention{Keys: day, Denials: day, Data: day})
 		before := snapshot(t, dir)
 		d.SetClock(tt.set)
-		done, err := d.Prune(epoch.Add(100 * day))
+		done, err := d.Prune(context.Background(), epoch.Add(100*day))
 		if ok := err == nil; ok != tt.ok || !ok && !strings.Contains(err.Error(), "the clock was set by "+tt.set.String()) {
 			t.Errorf("clock set by %v: %v", tt.set, err)
 		}
@@ -277,7 +279,8 @@ func TestPruneLeavesDamage(t *testing.T) {
 			cfg := config(dir, newAuthor(t, "c", epoch.Add(4*day)))
 			cfg.Retention = segments.Retention{Keys: day, Denials: day, Data: day}
 			d = open(t, cfg)
-			done, err := d.Prune(epoch.Add(100 * day))
+			d.Age(day)
+			done, err := d.Prune(context.Background(), epoch.Add(100*day))
 			if err == nil || !strings.Contains(err.Error(), path+", line ") || strings.Contains(err.Error(), "line 0") ||
 				!strings.Contains(err.Error(), ": 1 files are damaged and stay as they are") {
 				t.Errorf("Prune: %v", err)
@@ -303,7 +306,7 @@ func TestPruneFails(t *testing.T) {
 	for fail := 1; fail <= 12; fail++ {
 		dir, a, b, d := twoLogs(t, segments.Retention{Keys: 50 * day, Denials: day, Data: day})
 		d.SetSync(failing(fail, fail))
-		_, err := d.Prune(epoch.Add(10 * day))
+		_, err := d.Prune(context.Background(), epoch.Add(10*day))
 		if fail <= 6 && (err == nil || !strings.Contains(err.Error(), "no fsync today")) {
 			t.Errorf("fsync %d fails: Prune: %v", fail, err)
 		}
@@ -317,7 +320,7 @@ func TestPruneFails(t *testing.T) {
 			}
 			eventsOf(t, text, who.leaves, from)
 		}
-		_, err = d.Prune(epoch.Add(10 * day))
+		_, err = d.Prune(context.Background(), epoch.Add(10*day))
 		must(t, err)
 		left := 0
 		for _, text := range snapshot(t, dir) {
@@ -351,7 +354,7 @@ func TestCrashAtEveryPrune(t *testing.T) {
 		return f.Sync()
 	})
 	for _, at := range []time.Duration{3 * day, 5 * day, 8 * day, 30 * day} {
-		_, err := d.Prune(epoch.Add(at))
+		_, err := d.Prune(context.Background(), epoch.Add(at))
 		must(t, err)
 		check()
 	}
@@ -414,6 +417,7 @@ func TestLeavesStayTheSame(t *testing.T) {
 			cfg := config(dir, a)
 			cfg.Retention = retention
 			d = openFast(rt, cfg)
+			d.Age(day)
 			if p, _ := d.Previous(); p.Log != before || before != "" && p.Root != logs[len(logs)-2].frontier.Root() {
 				rt.Fatalf("Previous = %+v, want %s", p, before)
 			}
@@ -435,7 +439,7 @@ func TestLeavesStayTheSame(t *testing.T) {
 			case "restart":
 				restart()
 			case "prune":
-				_, err := d.Prune(now)
+				_, err := d.Prune(context.Background(), now)
 				must(rt, err)
 				checkRetention(rt, dir, logs, retention, now)
 			}
@@ -505,7 +509,7 @@ func TestPruneBesideWrite(t *testing.T) {
 				case <-done:
 					return
 				default:
-					if _, err := d.Prune(epoch.Add(time.Hour * 20)); err != nil {
+					if _, err := d.Prune(context.Background(), epoch.Add(time.Hour*20)); err != nil {
 						t.Error(err)
 						return
 					}
@@ -542,12 +546,12 @@ func TestPruneBesideWrite(t *testing.T) {
 func TestPruneWithoutAFile(t *testing.T) {
 	dir, a, _, d := twoLogs(t, segments.Retention{Keys: day, Denials: day, Data: day})
 	must(t, os.Remove(filepath.Join(dir, a.file(0))))
-	done, err := d.Prune(epoch.Add(100 * day))
+	done, err := d.Prune(context.Background(), epoch.Add(100*day))
 	if err != nil || done.Files != 2 {
 		t.Errorf("Prune = %+v, %v", done, err)
 	}
 	must(t, d.Close())
-	if _, err := d.Prune(epoch.Add(100 * day)); err == nil || !strings.Contains(err.Error(), "is closed") {
+	if _, err := d.Prune(context.Background(), epoch.Add(100*day)); err == nil || !strings.Contains(err.Error(), "is closed") {
 		t.Errorf("Prune after Close: %v", err)
 	}
 	_, err = os.Lstat(filepath.Join(dir, a.file(4)))

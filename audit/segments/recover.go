@@ -1,6 +1,7 @@
 package segments
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -22,12 +23,16 @@ type Previous struct {
 	Size int64
 	// Root is the root hash of their Merkle tree.
 	Root tlog.Hash
-	// Ended reports whether its Stop record is there.
+	// Ended reports whether its Stop record is there. It is false, too, if that log
+	// was to say that the one before it did not end, and does not: it was killed,
+	// or failed, before it could.
 	Ended bool
 	// Last is the time of the last of them; zero if there is none.
 	Last time.Time
 	// Counted is since when operations that were only counted may be missing: what
 	// its newest checkpoint says, else the time of the first record that is there.
+	// If the log before it did not end and it does not say so, this is the one
+	// before's, and so on.
 	Counted time.Time
 	// Torn is how many bytes of a torn last line were cut off.
 	Torn int64
@@ -42,23 +47,40 @@ func (d *Dir) recover() error {
 	if len(d.logs) == 0 {
 		return nil
 	}
-	l := d.logs[len(d.logs)-1]
+	newest := len(d.logs) - 1
+	p, bad, err := d.replayLog(d.logs[newest], true)
+	if err != nil {
+		return err
+	}
+	d.previous = &Previous{
+		Log: p.log, Size: p.frontier.Size(), Root: p.frontier.Root(), Ended: p.ended, Last: p.last, Counted: p.counted, Torn: p.torn,
+	}
+	if bad != nil {
+		d.previous.Damage = bad.Error()
+	}
+	from, owed, err := d.owed(newest)
+	if err != nil {
+		return err
+	}
+	if owed {
+		d.previous.Ended, d.previous.Counted = false, from
+	}
+	return nil
+}
+
+// replayLog reads the end of a log, up to what is damaged. With cut, it cuts off
+// what was torn.
+func (d *Dir) replayLog(l *files, cut bool) (*replay, *damage, error) {
 	p, from, err := d.begin(l)
 	for err == nil && from < len(l.all) {
-		err = d.replay(p, l, from)
+		err = d.replay(p, l, from, cut)
 		from++
 	}
 	bad, damaged := errors.AsType[*damage](err)
 	if err != nil && !damaged {
-		return err
+		return nil, nil, err
 	}
-	d.previous = &Previous{
-		Log: l.origin, Size: p.frontier.Size(), Root: p.frontier.Root(), Ended: p.ended, Last: p.last, Counted: p.counted, Torn: p.torn,
-	}
-	if damaged {
-		d.previous.Damage = bad.Error()
-	}
-	return nil
+	return p, bad, nil
 }
 
 // begin finds the newest file that the log can be read from, without those
@@ -82,12 +104,12 @@ func (d *Dir) begin(l *files) (_ *replay, from int, err error) {
 	return newReplay(l, 0, nil), 0, &damage{d.path(l.all[0].name), 1, err}
 }
 
-// replay adds the records of one file. What the last of them has after its last
-// line feed it cuts off.
-func (d *Dir) replay(p *replay, l *files, i int) error {
+// replay adds the records of one file. With cut, it cuts off what the last of
+// them has after its last line feed.
+func (d *Dir) replay(p *replay, l *files, i int, cut bool) error {
 	f, last := l.all[i], i == len(l.all)-1
-	good, err := d.walk(f.name, p.add)
-	if last && (errors.Is(err, errCutOff) || err == nil && good == 0) {
+	good, err := d.walk(context.Background(), f.name, p.add)
+	if cut && last && (errors.Is(err, errCutOff) || err == nil && good == 0) {
 		p.torn = f.size - good
 		return d.cut(l, good)
 	}

@@ -213,6 +213,20 @@ func (d *Dir) head(name string) (line []byte, whole bool, err error) {
 	return line, whole, nil
 }
 
+// tail returns the last n bytes of a file, or all of a shorter one.
+func (d *Dir) tail(f *file, n int64) ([]byte, error) {
+	in, err := d.root.Open(f.name)
+	if err != nil {
+		return nil, fmt.Errorf("reading audit log: %w", err)
+	}
+	defer in.Close()
+	tail := make([]byte, min(f.size, n))
+	if _, err := in.ReadAt(tail, f.size-int64(len(tail))); err != nil && !errors.Is(err, io.EOF) {
+		return nil, fmt.Errorf("reading audit log: %w", err)
+	}
+	return tail, nil
+}
+
 // remove removes a file so that it stays removed.
 func (d *Dir) remove(name string) error {
 	if err := d.root.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -28,6 +28,9 @@ const (
 	tempSuffix = ".tmp"
 )
 
+// ErrInUse is returned by Open when another process has the directory open.
+var ErrInUse = errors.New("another sidecar uses the directory: give each its own")
+
 // Config configures a Dir.
 type Config struct {
 	// Path is the directory. It is absolute and no symbolic link, exists, belongs
@@ -234,13 +237,17 @@ func (d *Dir) Bytes() int64 {
 	return d.total
 }
 
+// Room returns how many bytes all files of all logs have, and how many they may
+// have, at most: beyond that, Write is an error. It only takes a lock.
+func (d *Dir) Room() (used, most int64) { return d.Bytes(), d.cfg.MaxBytes }
+
 // Close lets others open the directory. It does not wait for a Write or Prune
 // that goes on, which may hang with its disk: then the directory stays locked
-// until that has ended. Further ones are errors. It is called once.
+// until that has ended. Further ones are errors. A second Close does nothing.
 func (d *Dir) Close() error {
 	d.mu.Lock()
+	last := !d.closed && d.users == 0
 	d.closed = true
-	last := d.users == 0
 	d.mu.Unlock()
 	if last {
 		return d.release()

@@ -22,6 +22,10 @@ type pen struct {
 	size  int64     // in bytes, of what was written
 	next  int64     // number of the next record
 	begun time.Time // when the file was begun
+	// looked is when checkRoom last looked which files were removed.
+	looked time.Time
+
+	unsynced bool // WriteSoon has written to file, and nothing has synced it since
 
 	// What a Write that failed has left, until it is removed.
 	torn  bool   // file may have more than size bytes
@@ -33,6 +37,47 @@ type pen struct {
 // returns. After an error the files are as they were; where even that cannot be
 // brought about, further Writes are errors until it can.
 func (d *Dir) Write(seq int64, lines []byte, begin bool) error {
+	return d.write(seq, lines, begin, false)
+}
+
+// WriteSoon is Write, but does not sync: what it has written survives the end of
+// the process at once, and a crash of the machine when Sync, or a later Write, has
+// returned. That the directory is still where it was Sync checks too.
+func (d *Dir) WriteSoon(seq int64, lines []byte) error { return d.write(seq, lines, false, true) }
+
+// Sync syncs what WriteSoon has written. After an error it is still there.
+func (d *Dir) Sync() error {
+	if err := d.enter(); err != nil {
+		return err
+	}
+	defer d.leave()
+	d.pen.mu.Lock()
+	defer d.pen.mu.Unlock()
+	if d.pen.file == nil || !d.pen.unsynced {
+		return nil
+	}
+	if err := d.mend(); err != nil {
+		return err
+	}
+	if err := d.checkPlace(); err != nil {
+		return err
+	}
+	return d.syncSoon()
+}
+
+// syncSoon syncs what is written and not synced.
+func (d *Dir) syncSoon() error {
+	if !d.pen.unsynced {
+		return nil
+	}
+	if err := d.sync(d.pen.file); err != nil {
+		return fmt.Errorf("syncing %s: %w", d.path(d.pen.name), err)
+	}
+	d.pen.unsynced = false
+	return nil
+}
+
+func (d *Dir) write(seq int64, lines []byte, begin, soon bool) error {
 	if err := d.enter(); err != nil {
 		return err
 	}
@@ -48,16 +93,21 @@ func (d *Dir) Write(seq int64, lines []byte, begin bool) error {
 	if err := d.mend(); err != nil {
 		return err
 	}
-	if err := d.checkPlace(); err != nil {
-		return err
+	if !soon {
+		if err := d.checkPlace(); err != nil {
+			return err
+		}
 	}
 	if err := d.checkRoom(int64(len(lines))); err != nil {
 		return err
 	}
-	if begin {
-		return d.startFile(seq, lines)
+	if !begin {
+		return d.append(lines, soon)
 	}
-	return d.append(lines)
+	if err := d.syncSoon(); err != nil {
+		return err
+	}
+	return d.startFile(seq, lines)
 }
 
 // Full reports whether the next record should begin a new file: this one has
@@ -68,16 +118,16 @@ func (d *Dir) Full() bool {
 	return d.pen.file != nil && (d.pen.size >= d.cfg.SegmentBytes || time.Since(d.pen.begun) >= fileAge)
 }
 
-func (d *Dir) append(lines []byte) error {
+func (d *Dir) append(lines []byte, soon bool) error {
 	d.pen.torn = true
 	_, err := d.pen.file.WriteAt(lines, d.pen.size)
-	if err == nil {
+	if err == nil && !soon {
 		err = d.sync(d.pen.file)
 	}
 	if err != nil {
 		return d.undo(d.pen.name, err)
 	}
-	d.pen.torn = false
+	d.pen.torn, d.pen.unsynced = false, soon
 	d.written(nil, lines)
 	return nil
 }
@@ -223,18 +273,30 @@ func (d *Dir) checkSame(file fs.FileInfo, name string) (int64, error) {
 	return named.Size(), nil
 }
 
+// lookEvery is how often a Write that finds no room looks which files an operator
+// has removed: a directory may have very many.
+const lookEvery = time.Second
+
 // checkRoom checks that more bytes keep within MaxBytes. Files that an operator
-// has removed do not count.
+// has removed do not count, after a second at most.
 func (d *Dir) checkRoom(more int64) error {
 	if d.Bytes()+more <= d.cfg.MaxBytes {
 		return nil
 	}
-	if err := d.forgetRemoved(); err != nil {
-		return err
+	if d.pen.looked.IsZero() || time.Since(d.pen.looked) >= lookEvery {
+		if err := d.forgetRemoved(); err != nil {
+			return err
+		}
+		d.pen.looked = time.Now()
 	}
-	if total := d.Bytes(); total+more > d.cfg.MaxBytes {
-		return fmt.Errorf("audit directory %s has %d bytes, with %d more over max_bytes %d: raise it, shorten the retention, "+
-			"or move the oldest files away", d.cfg.Path, total, more, d.cfg.MaxBytes)
+	total := d.Bytes()
+	if total+more <= d.cfg.MaxBytes {
+		return nil
 	}
-	return nil
+	move := ""
+	if all := d.finished(); len(all) > 0 {
+		move = fmt.Sprintf("move the oldest files away, %s first, which needs no restart; or ", d.path(all[0].name))
+	}
+	return fmt.Errorf("audit directory %s has %d bytes, with %d more over max_bytes %d: %sraise audit.max_bytes, or shorten "+
+		"audit.retention, and restart the sidecar", d.cfg.Path, total, more, d.cfg.MaxBytes, move)
 }

@@ -1,8 +1,10 @@
 package segments_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -296,34 +298,67 @@ func TestWriteRefusesWhatDoesNotFollow(t *testing.T) {
 }
 
 func TestMaxBytes(t *testing.T) {
-	dir, before := newDir(t), newAuthor(t, "before", epoch)
-	d := open(t, config(dir, before))
-	old := append(before.start(""), before.call(5)...)
-	write(t, d, before, old, true)
-	must(t, d.Close())
+	synctest.Test(t, func(t *testing.T) {
+		dir, before := newDir(t), newAuthor(t, "before", epoch)
+		d := open(t, config(dir, before))
+		old := append(before.start(""), before.call(5)...)
+		write(t, d, before, old, true)
+		must(t, d.Close())
 
-	a := newAuthor(t, "a", epoch.Add(time.Hour))
-	cfg := config(dir, a)
-	start, rest := a.start(""), a.call(3)
-	cfg.MaxBytes = int64(len(old) + len(start) + len(rest) - 1)
-	d = open(t, cfg)
-	must(t, d.Write(0, start, true))
-	files := snapshot(t, dir)
-	for _, begin := range []bool{false, true} {
-		err := d.Write(1, rest, begin)
-		if err == nil || !strings.Contains(err.Error(), "raise it, shorten the retention, or move the oldest files away") {
-			t.Errorf("Write over MaxBytes, begin %v: %v", begin, err)
+		a := newAuthor(t, "a", epoch.Add(time.Hour))
+		cfg := config(dir, a)
+		start, rest := a.start(""), a.call(3)
+		cfg.MaxBytes = int64(len(old) + len(start) + len(rest) - 1)
+		d = open(t, cfg)
+		must(t, d.Write(0, start, true))
+		files := snapshot(t, dir)
+		want := "move the oldest files away, " + filepath.Join(dir, before.file(0)) + " first, which needs no restart; " +
+			"or raise audit.max_bytes, or shorten audit.retention, and restart the sidecar"
+		refused := func(begin bool) {
+			t.Helper()
+			if err := d.Write(1, rest, begin); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("Write over MaxBytes, begin %v: %v", begin, err)
+			}
 		}
-		if diff := cmp.Diff(files, snapshot(t, dir)); diff != "" {
-			t.Errorf("files (-want +got):\n%s", diff)
+		for _, begin := range []bool{false, true} {
+			refused(begin)
+			if diff := cmp.Diff(files, snapshot(t, dir)); diff != "" {
+				t.Errorf("files (-want +got):\n%s", diff)
+			}
 		}
-	}
-	must(t, os.Remove(filepath.Join(dir, before.file(0))))
-	must(t, d.Write(1, rest, false))
-	if want := int64(len(start) + len(rest)); d.Bytes() != want {
-		t.Errorf("Bytes = %d, want %d", d.Bytes(), want)
-	}
+		if used, most := d.Room(); used != d.Bytes() || most != cfg.MaxBytes {
+			t.Errorf("Room = %d, %d", used, most)
+		}
+		must(t, os.Remove(filepath.Join(dir, before.file(0))))
+		<-time.After(time.Second - 1)
+		refused(false) // it was looked less than a second ago
+		<-time.After(1)
+		must(t, d.Write(1, rest, false))
+		size := int64(len(start) + len(rest))
+		if used, most := d.Room(); d.Bytes() != size || used != size || most != cfg.MaxBytes {
+			t.Errorf("Bytes = %d, Room = %d, %d, want %d", d.Bytes(), used, most, size)
+		}
+		<-time.After(time.Second)
+		more := bytes.Repeat(rest, 10)
+		want = fmt.Sprintf("over max_bytes %d: raise audit.max_bytes", cfg.MaxBytes)
+		if err := d.Write(4, more, false); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Write over MaxBytes, with one file: %v", err)
+		}
+		must(t, d.Close())
+	})
+}
+
+func TestCloseTwice(t *testing.T) {
+	dir, a := newDir(t), newAuthor(t, "a", epoch)
+	d := open(t, config(dir, a))
+	write(t, d, a, a.start(""), true)
 	must(t, d.Close())
+	next := open(t, config(dir, newAuthor(t, "b", epoch)))
+	must(t, d.Close(), d.Close())
+	if _, err := segments.Open(config(dir, newAuthor(t, "c", epoch))); err == nil {
+		t.Error("a second Close unlocked another's directory")
+	}
+	must(t, next.Close())
 }
 
 // A disk that hangs keeps Write, but not Close, and then nobody else gets the

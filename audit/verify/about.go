@@ -11,7 +11,10 @@ import (
 // about takes what a record says about the log itself. The tree is of the
 // records before it.
 func (c *chain) about(e *entry) {
-	if c.stopped && !e.pruned && !e.is(record.CheckpointMade) {
+	if e.seq == 1 {
+		c.secondPruned = e.pruned
+	}
+	if c.stopped && !e.edited && !e.is(record.CheckpointMade) {
 		c.problem(AfterStop, e.seq, e.seq, e, "there is a record after the one that says that the log ends")
 	}
 	if e.event == nil {
@@ -145,13 +148,14 @@ func (c *chain) compareRoot(own record.Checkpoint, e *entry) {
 		c.problem(SizeDiffers, min(c.good, e.seq), e.seq, e, "the checkpoint in record %d is of %d records", e.seq, own.Size)
 	case !c.whole:
 	case own.Root != c.tree.Root():
-		c.problem(RootDiffers, c.good, e.seq-1, e, "records %d to %d are not those that the checkpoint in record %d has signed",
-			c.good, e.seq-1, e.seq)
+		c.problem(RootDiffers, c.good, e.seq-1, e, "%s not those that the checkpoint in record %d has signed",
+			are(c.good, e.seq-1), e.seq)
 		c.lose(c.good)
 	default:
 		c.good = e.seq
 		if c.key != nil {
-			c.report.Signed = e.seq
+			c.report.Signed, c.sealed = e.seq, e.is(record.CheckpointMade)
+			c.uncovered.cover(c)
 		}
 	}
 }
@@ -203,7 +207,7 @@ func frontier(size int64, nodes []string) (record.Frontier, error) {
 // unchecked notes that roots could not be compared up to a record.
 func (c *chain) unchecked(to int64) {
 	if c.lost >= 0 && c.lost <= to {
-		c.note(Unchecked, c.lost, to, "because of the problem before, records %d to %d are compared with no checkpoint", c.lost, to)
+		c.note(Unchecked, c.lost, to, "because of the problem before, %s compared with no checkpoint", are(c.lost, to))
 	}
 	c.lost = -1
 }

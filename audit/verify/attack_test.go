@@ -153,21 +153,27 @@ func TestKeyInSegment(t *testing.T) {
 	}
 }
 
-// Without the key of the log its start can be removed, as retention does: that
-// must not help against those who know signers.
+// The start of a log, with its key, is never removed alone.
 func TestKeyRemoved(t *testing.T) {
 	t.Parallel()
 	w := smallLog(t)
 	w.prune(0)
 	r := verifyStream(t, w.stream(), verify.Trust{})
-	if find(t, r.Notes, verify.NoKey); !r.Verified() || r.Logs[0].Signed != 0 {
+	if find(t, r.Notes, verify.NoKey); r.Logs[0].Signed != 0 || !slices.Equal(kinds(r.Problems), []verify.Kind{verify.BadBegin}) {
 		t.Errorf("%+v", r)
 	}
 	r = verifyStream(t, w.stream(), verify.Trust{Signers: []*ecdsa.PublicKey{&newSigner(t).PublicKey}})
 	find(t, r.Problems, verify.Unvouched)
 	r = verifyStream(t, w.stream(), verify.Trust{Keys: []string{w.key}, Checkpoints: []string{w.newest()}})
-	if !r.Verified() || r.Logs[0].Signed != covered || r.Logs[0].Outside != covered {
+	if f := find(t, r.Problems, verify.BadBegin); len(r.Problems) != 1 || f.To != 0 || r.Logs[0].Outside != covered {
 		t.Errorf("%+v", r)
+	}
+	// A wrong event is told once.
+	w = smallLog(t)
+	w.lines[0] = bytes.Replace(w.lines[0], []byte(`"1.0"`), []byte(`"1.1"`), 1)
+	r = verifyStream(t, w.stream(), verify.Trust{Keys: []string{w.key}, Checkpoints: []string{w.newest()}})
+	if !slices.Equal(kinds(r.Problems), []verify.Kind{verify.EventChanged}) || len(r.Problems) != 1 {
+		t.Errorf("%+v", r.Problems)
 	}
 }
 
@@ -381,7 +387,9 @@ func TestKept(t *testing.T) {
 	}
 	check := func(lines [][]byte, kept verify.Kept, after time.Duration) *verify.Report {
 		t.Helper()
-		r, err := verify.Verify([]string{"-"}, bytes.NewReader(bytes.Join(lines, nil)), verify.Config{Kept: kept, Now: begin().Add(after)})
+		r, err := verify.Verify([]string{"-"}, bytes.NewReader(bytes.Join(lines, nil)), verify.Config{
+			Trust: verify.Trust{Keys: []string{w.key}}, Kept: kept, Now: begin().Add(after),
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

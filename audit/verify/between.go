@@ -1,7 +1,9 @@
 package verify
 
 import (
+	"fmt"
 	"slices"
+	"strings"
 
 	"golang.org/x/mod/sumdb/tlog"
 )
@@ -21,6 +23,12 @@ func (v *Verifier) together(all []*chain) {
 			c.previous(byLog[c.start.Log])
 		}
 	}
+	var removed []string // logs whose time was over
+	for _, c := range all {
+		if c.start != nil && c.start.Log != "" && byLog[c.start.Log] == nil && c.noPrevious(all) {
+			removed = append(removed, c.start.Log)
+		}
+	}
 	var missing []string
 	for log := range v.outside {
 		if byLog[log] == nil {
@@ -29,45 +37,83 @@ func (v *Verifier) together(all []*chain) {
 	}
 	slices.Sort(missing)
 	for _, log := range missing {
-		kept := v.outside[log]
-		size := kept[len(kept)-1].Size
-		v.problem(Finding{
-			Kind: MissingLog, Log: log, From: 0, To: max(size-1, 0),
-			Text: "of this log a checkpoint was kept elsewhere, and nothing is here",
-		})
+		v.missing(log, slices.ContainsFunc(removed, func(last string) bool { return log == last || older(log, last) }))
 	}
+}
+
+// missing is about a log of which a checkpoint was kept elsewhere, and nothing is
+// here. Over says that a later log's time was over.
+func (v *Verifier) missing(log string, over bool) {
+	kept := v.outside[log]
+	f := Finding{
+		Kind: MissingLog, Log: log, From: 0, To: max(kept[len(kept)-1].Size-1, 0),
+		Text: "of this log a checkpoint was kept elsewhere, and nothing is here",
+	}
+	if over {
+		f.Kind = LogRemoved
+		f.Text += ": a later log's time was over, and so was this one's"
+		v.note(f)
+		return
+	}
+	if v.cfg.Kept.longest() == 0 {
+		f.Text += "; whether its time was over is not known, for nobody said how long logs are kept"
+	}
+	v.problem(f)
 }
 
 // previous compares the log before with what the start of this one says of it.
 func (c *chain) previous(copies []*chain) {
-	if len(copies) == 0 {
-		c.noPrevious()
-		return
-	}
 	size := c.start.Size
 	root, err := tlog.ParseHash(c.start.Root)
 	for _, p := range copies {
 		switch {
 		case p.next < size:
-			p.problem(Cut, p.next, size-1, nil, "records %d to %d were there when %s began", p.next, size-1, c.id.log)
+			p.problem(Cut, p.next, size-1, nil, "%s there when %s began", were(p.next, size-1), c.id.log)
 		case p.next > size:
 			p.problem(PreviousDiffers, max(size, 0), p.next-1, nil, "when %s began there were %d records, not %d", c.id.log, size, p.next)
 		case err != nil || p.whole && root != p.tree.Root():
 			p.problem(PreviousDiffers, min(p.foreign, max(size-1, 0)), max(size-1, 0), nil, "%s has seen other records", c.id.log)
 		case p.whole:
 			c.report.PreviousLinked, p.report.Next = true, c.id.log
-			p.seen = c.report.Signed > 0 || c.report.Outside > 0
+			p.after = append(p.after, c)
+		}
+		if !p.stopped && c.secondPruned {
+			c.problem(PrunedEarly, 1, 1, nil,
+				"the log before did not stop, so record 1 says so, and its event was removed: retention never does that")
 		}
 	}
 }
 
-// noPrevious is about a log before of which nothing is here.
-func (c *chain) noPrevious() {
-	text := "the log before, %s, of %d records, is not here"
-	kept := c.v.cfg.Kept.longest()
-	if kept > 0 && c.report.Begin.Before(c.v.cfg.Now.Add(-kept)) {
-		c.note(LogRemoved, 0, 0, text, c.start.Log, c.start.Size)
-		return
+// noPrevious is about a log before of which nothing is here. It reports whether
+// that is known to be right: its time was over.
+func (c *chain) noPrevious(all []*chain) bool {
+	kept, log := c.v.cfg.Kept.longest(), c.start.Log
+	last := c.report.Begin // of the log before, at the latest
+	if !c.start.From.IsZero() {
+		last = c.start.From
 	}
-	c.problem(MissingLog, 0, 0, nil, text, c.start.Log, c.start.Size)
+	text := fmt.Sprintf("the log before, %s, of %d records, is not here", log, c.start.Size)
+	switch {
+	case c.ordered && slices.ContainsFunc(all, func(o *chain) bool { return o.id.dir == c.id.dir && older(o.id.log, log) }):
+		text += ", and an older one is: retention removes the oldest first"
+	case kept == 0:
+		c.note(LogRemoved, 0, 0, "%s; whether its time was over is not known, for nobody said how long logs are kept", text)
+		return false
+	case !c.dated(0):
+		text += ", and no checkpoint covers the record that says how old it is"
+	case last.Before(c.v.cfg.Now.Add(-kept)):
+		c.note(LogRemoved, 0, 0, "%s: its time was over", text)
+		return true
+	default:
+		text += ", and was to be kept " + lasting(kept)
+	}
+	c.problem(MissingLog, 0, 0, nil, "%s", text)
+	return false
+}
+
+// older reports whether a log is an older one of the same sidecar than another,
+// as their origins say: sidecars that share a name are taken for one.
+func older(log, than string) bool {
+	i := strings.LastIndexByte(than, '/') + 1
+	return len(log) > i && log[:i] == than[:i] && log < than
 }

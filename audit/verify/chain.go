@@ -43,8 +43,25 @@ type chain struct {
 	outside []outside
 	back    *entry // its time goes back; the next one may say why
 	older   int64  // the size of the newest of outside that is of removed records only
-	seen    bool   // a signed checkpoint of the next log covers all of this one
+	skipped []outside
 	stopped bool
+
+	sealed       bool     // the last record is a checkpoint of all before it
+	secondPruned bool     // record 1 has no event
+	segmented    bool     // the first record here begins a segment
+	uncovered    tail     // what no checkpoint covers yet
+	proved       int64    // the time of the last record that outside proves; 0: not here
+	after        []*chain // logs that have seen all of this one
+	standing     *standing
+}
+
+// tail is about the records after the newest checkpoint that is right. What they
+// say of their times, anybody can have written.
+type tail struct {
+	begun            bool
+	earliest, latest int64    // microseconds; from the last that is covered on
+	aged             [2]int64 // the first and the last that lost its event, in time as it says
+	isAged           bool
 }
 
 // entry is what is kept of a record: about 100 bytes.
@@ -54,7 +71,8 @@ type entry struct {
 	hash   tlog.Hash
 	prev   record.Link
 	class  record.Class
-	pruned bool          // or its event is not the right one
+	pruned bool          // it has no event
+	edited bool          // its event is not the right one
 	event  *record.Event // of the log itself; else nil
 	source string
 	line   int
@@ -129,7 +147,7 @@ func (c *chain) entry(l *reader.Line) entry {
 	case e.pruned:
 	case !r.Intact():
 		c.problem(EventChanged, e.seq, e.seq, &e, "the event of record %d is not the one that was written", e.seq)
-		e.pruned = true
+		e.edited = true
 	default:
 		c.parse(&e, r.Event)
 	}
@@ -222,7 +240,7 @@ func (c *chain) accept(e entry) {
 	case !c.begun:
 		c.begin(&e)
 	case e.seq > c.next:
-		c.problem(Missing, c.next, e.seq-1, &e, "records %d to %d are not here", c.next, e.seq-1)
+		c.problem(Missing, c.next, e.seq-1, &e, "%s not here", are(c.next, e.seq-1))
 		if len(c.gaps) < most {
 			c.gaps = append(c.gaps, [2]int64{c.next, e.seq - 1})
 		}
@@ -232,10 +250,12 @@ func (c *chain) accept(e entry) {
 		c.problem(BrokenLink, c.last.seq, e.seq, &e, "record %d does not link to record %d: one of them was changed", e.seq, c.last.seq)
 	}
 	c.clock(&e)
+	c.sealed = false
 	if e.seq > 0 { // at the first, the key is not known yet
 		c.compareOutside(e.seq)
 	}
 	c.about(&e)
+	c.uncovered.take(e.micros)
 	if e.pruned {
 		c.pruned(&e)
 	}
@@ -257,26 +277,20 @@ func (c *chain) begin(e *entry) {
 		if e.prev != (record.Link{}) {
 			c.problem(BrokenLink, 0, 0, e, "record 0 links to a record before it")
 		}
-		if !e.pruned && !e.is(record.Start) {
+		switch {
+		case e.edited || e.is(record.Start):
+		case e.pruned:
+			c.problem(BadBegin, 0, 0, e, "the event of record 0 was removed: retention never does that")
+		default:
 			c.problem(BadBegin, 0, 0, e, "record 0 does not say that a sidecar has started")
 		}
 	case e.is(record.Segment):
-		c.lost = e.seq
-		c.removed(e)
+		c.lost, c.segmented = e.seq, true
 	default:
 		c.lost = e.seq
 		c.problem(BadBegin, e.seq-1, e.seq, e,
-			"record %d is the first here, and begins neither a log nor a segment: records 0 to %d are not here", e.seq, e.seq-1)
+			"record %d is the first here, and begins neither a log nor a segment: %s not here", e.seq, are(0, e.seq-1))
 	}
-}
-
-// removed is about the records before a segment that is the first.
-func (c *chain) removed(e *entry) {
-	if kept := c.v.cfg.Kept.longest(); kept > 0 && e.time().After(c.v.cfg.Now.Add(time.Hour-kept)) {
-		c.problem(PrunedEarly, 0, e.seq-1, nil, "records 0 to %d were removed, and the last of them is younger than %v", e.seq-1, kept)
-		return
-	}
-	c.note(Removed, 0, e.seq-1, "records 0 to %d were removed; the rest is verified from the segment's checkpoint", e.seq-1)
 }
 
 // lose says that from here on the tree is not known.
@@ -289,7 +303,7 @@ func (c *chain) lose(from int64) {
 // clock checks that time goes back only where a record says so: the first, or
 // the second after one that begins a segment.
 func (c *chain) clock(e *entry) {
-	excused := e.pruned || e.is(record.Clock)
+	excused := e.pruned || e.edited || e.is(record.Clock)
 	if c.back != nil && !excused {
 		c.problem(ClockBack, c.back.seq, e.seq, c.back, "the time goes back, and no record says that the clock was set")
 	}
@@ -302,20 +316,4 @@ func (c *chain) clock(e *entry) {
 		return
 	}
 	c.problem(ClockBack, c.last.seq, e.seq, e, "the time goes back, and no record says that the clock was set")
-}
-
-// pruned is about a removed event.
-func (c *chain) pruned(e *entry) {
-	c.report.prune(e.class, e.time())
-	kept := c.v.cfg.Kept.of(e.class)
-	if kept == 0 || e.time().Before(c.v.cfg.Now.Add(-kept)) {
-		return
-	}
-	if n := len(c.v.report.Problems); n > 0 {
-		if f := &c.v.report.Problems[n-1]; f.Kind == PrunedEarly && f.Log == c.id.log && f.To+1 == e.seq {
-			f.To = e.seq
-			return
-		}
-	}
-	c.problem(PrunedEarly, e.seq, e.seq, e, "the event, of class %v, was removed before %v were over", e.class, kept)
 }

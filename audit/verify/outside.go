@@ -15,15 +15,19 @@ func (c *chain) compareOutside(size int64) {
 		c.outside = c.outside[1:]
 		switch {
 		case o.Size < c.report.First:
-			c.older = o.Size
+			c.skipped = append(c.skipped, o)
 		case !c.genuine(o):
 		case o.Size != size: // the tree was not known, or empty
 		case o.Root == c.tree.Root():
 			c.foreign, c.report.Outside = size, size
+			if c.proved = 0; c.next == size && size > c.report.First {
+				c.proved = c.last.micros
+			}
+			c.uncovered.cover(c)
 		case !c.differs:
 			c.differs = true
 			c.problem(OutsideDiffers, min(c.foreign, size-1), size-1, nil,
-				"records %d to %d are not those of the checkpoint of %d records that was kept elsewhere", c.foreign, size-1, size)
+				"%s not those of the checkpoint of %d records that was kept elsewhere", are(c.foreign, size-1), size)
 		}
 	}
 }
@@ -52,6 +56,7 @@ func (c *chain) end() {
 	c.flush()
 	c.knownKey()
 	c.compareOutside(c.next)
+	c.compareSkipped()
 	c.cut()
 	if c.back != nil {
 		c.problem(ClockBack, c.back.seq, c.back.seq, c.back, "the time goes back, and no record says that the clock was set")
@@ -77,39 +82,22 @@ func (c *chain) cut() {
 	}
 	if largest >= 0 {
 		c.problem(Cut, c.next, largest-1, nil,
-			"records %d to %d were there when a checkpoint was made that was kept elsewhere", c.next, largest-1)
+			"%s there when a checkpoint was made that was kept elsewhere", were(c.next, largest-1))
 	}
 	c.outside = nil
 }
 
-// notes says what could not be checked.
-func (c *chain) notes() {
-	r, trust := &c.report, &c.v.cfg.Trust
-	switch {
-	case r.Trusted || r.Certified != "":
-	case len(trust.Keys) > 0 || len(trust.Signers) > 0:
-		c.problem(Unvouched, r.First, r.Last, nil, "no known key is the log's, and no known signer certifies it: the log may be made up")
-	case c.key == nil:
-		c.note(NoKey, r.First, r.Last, "the log's key is not here: who signed its checkpoints is not known")
-	case r.Outside == 0:
-		c.note(OwnWord, r.First, r.Last, "only the log itself says whose key it has: who can write here may have made up all of it")
+// compareSkipped looks at the checkpoints that are of removed records only. Their
+// roots compare with nothing here, but another's log they have not signed.
+func (c *chain) compareSkipped() {
+	for _, o := range c.skipped {
+		if c.genuine(o) {
+			c.older = o.Size
+		}
 	}
-	switch {
-	case r.Outside == 0:
-		c.note(NoOutside, r.First, r.Last, "no checkpoint of the log that was kept elsewhere was compared: "+
-			"with the log's key anything can have been changed, and without it records after any checkpoint cut off")
-	case r.Outside <= r.Last:
-		c.note(AfterOutside, r.Outside, r.Last, "records %d to %d came after the newest checkpoint that was kept elsewhere: "+
-			"whether there were others is not known, and with the log's key they can have been changed", r.Outside, r.Last)
+	if c.key == nil && c.report.Outside == 0 && len(c.v.outside[c.id.log]) > 0 {
+		c.problem(OutsideUnchecked, c.report.First, c.report.Last, nil,
+			"checkpoints were kept elsewhere, and none of them could be compared: the log has no key, and begins after them")
 	}
-	if from := max(r.Signed, r.Outside, r.First); from <= r.Last && !c.seen {
-		c.note(Unsigned, from, r.Last, "no checkpoint covers records %d to %d: they can have been changed or made up", from, r.Last)
-	}
-	if c.older > 0 {
-		c.note(OutsideOld, 0, c.older-1, "checkpoints of up to %d records were kept elsewhere, and the first record here is %d",
-			c.older, r.First)
-	}
-	if !r.Stopped {
-		c.note(OpenEnd, r.Last, r.Last, "the log has no end: its sidecar runs, or was killed, or the end was cut off")
-	}
+	c.skipped = nil
 }

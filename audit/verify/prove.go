@@ -91,7 +91,7 @@ func (p *prover) take(l reader.Line) error {
 	}
 	if r.Log != p.log {
 		if p.only {
-			return fmt.Errorf("there are several logs, among them %s and %s: say which", p.log, r.Log)
+			return fmt.Errorf("there are several logs, among them %s and %s: name one (--log)", p.log, r.Log)
 		}
 		return nil
 	}

@@ -1,6 +1,7 @@
 package verify
 
 import (
+	"slices"
 	"time"
 
 	"github.com/keysidecar/keysidecar/audit/record"
@@ -66,8 +67,20 @@ const (
 	BadBegin Kind = "bad-begin"
 	// AfterStop: there are records after the one that says that the log ends.
 	AfterStop Kind = "after-stop"
-	// PrunedEarly: records or events were removed before their time was over.
+	// PrunedEarly: records or events were removed before their time was over, or
+	// nothing but records that no checkpoint covers says that it was.
 	PrunedEarly Kind = "pruned-early"
+	// NeverSigned: the log's key is known, and has signed nothing that is here.
+	NeverSigned Kind = "never-signed"
+	// UnsignedTail: no checkpoint covers the records From to To, which are of a
+	// longer time than a sidecar lets pass without one.
+	UnsignedTail Kind = "unsigned-tail"
+	// OutsideUnchecked: checkpoints of the log were kept elsewhere, and none of
+	// them, nor who signed them, could be compared.
+	OutsideUnchecked Kind = "outside-unchecked"
+	// Unproved: for longer than Config.MaxUnproved, no checkpoint that was kept
+	// elsewhere proves the records From to To.
+	Unproved Kind = "unproved"
 )
 
 // What cannot be known: the kinds of notes.
@@ -102,8 +115,11 @@ const (
 	OpenEnd Kind = "open-end"
 	// OutsideOld: checkpoints kept elsewhere are of records that were removed.
 	OutsideOld Kind = "outside-old"
-	// LogRemoved: the log before is not here; its time was over.
+	// LogRemoved: the log before is not here; its time was over, if Config.Kept
+	// says for how long it had to be kept.
 	LogRemoved Kind = "log-removed"
+	// KeptUnchecked: Config.Kept does not say for how long a class is kept.
+	KeptUnchecked Kind = "kept-unchecked"
 )
 
 // Finding is something that is wrong, or that could not be checked.
@@ -155,8 +171,9 @@ type LogReport struct {
 	Key string `json:"key,omitempty"`
 	// Trusted says that the key is among Trust.Keys.
 	Trusted bool `json:"trusted"`
-	// Certified is the name of the Key Vault key, one of Trust.Signers, that
-	// certifies the log's key; else empty.
+	// Certified is how the Key Vault key, one of Trust.Signers, calls itself that
+	// certifies the log's key; else empty. That it is one of them is checked, the
+	// name is not.
 	Certified string `json:"certified,omitempty"`
 	// Outside is up to which size checkpoints kept elsewhere prove the log.
 	Outside int64 `json:"outside"`
@@ -204,23 +221,10 @@ func (r *LogReport) prune(class record.Class, at time.Time) {
 	for i := range r.Pruned {
 		if p := &r.Pruned[i]; p.Class == name {
 			p.Count++
-			p.First, p.Last = minTime(p.First, at), maxTime(p.Last, at)
+			p.First = slices.MinFunc([]time.Time{p.First, at}, time.Time.Compare)
+			p.Last = slices.MaxFunc([]time.Time{p.Last, at}, time.Time.Compare)
 			return
 		}
 	}
 	r.Pruned = append(r.Pruned, Pruned{Class: name, Count: 1, First: at, Last: at})
-}
-
-func minTime(a, b time.Time) time.Time {
-	if b.Before(a) {
-		return b
-	}
-	return a
-}
-
-func maxTime(a, b time.Time) time.Time {
-	if b.After(a) {
-		return b
-	}
-	return a
 }

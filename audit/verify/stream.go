@@ -1,21 +1,33 @@
 package verify
 
 import (
+	"bytes"
 	"cmp"
 	"slices"
 
 	"github.com/keysidecar/keysidecar/audit/record"
 )
 
-// sorted takes the records of streams in their order.
+// mostVariants is how many records of one number are told apart.
+const mostVariants = 64
+
+// sorted takes the records of streams in their order, each once: with its event,
+// if any of them has it.
 func (c *chain) sorted() {
-	slices.SortStableFunc(c.entries, func(a, b entry) int { return cmp.Compare(a.seq, b.seq) })
+	slices.SortStableFunc(c.entries, func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.seq, b.seq), bytes.Compare(a.hash[:], b.hash[:]), cmp.Compare(a.lacks(), b.lacks()))
+	})
+	c.entries = slices.CompactFunc(c.entries, func(a, b entry) bool { return a.seq == b.seq && a.hash == b.hash })
 	for rest := c.entries; len(rest) > 0; {
 		n := sameSeq(rest)
-		group := distinct(rest[:n])
+		group := rest[:n]
 		rest = rest[n:]
 		chosen := c.choose(group, rest[:sameSeq(rest)])
 		c.accept(group[chosen])
+		if n > mostVariants {
+			c.problem(Fork, group[0].seq, group[0].seq, &group[chosen], "there are %d different records %d", n, group[0].seq)
+			continue
+		}
 		for i := range group {
 			if i != chosen {
 				c.problem(Fork, group[i].seq, group[i].seq, &group[i], "there is another record %d: line %d of %s",
@@ -36,32 +48,31 @@ func sameSeq(all []entry) int {
 	return n
 }
 
-// distinct returns the entries that differ. Of those that are the same record it
-// keeps one that has its event. It uses all.
-func distinct(all []entry) []entry {
-	kept := all[:0]
-	for _, e := range all {
-		i := slices.IndexFunc(kept, func(k entry) bool { return k.hash == e.hash })
-		switch {
-		case i < 0:
-			kept = append(kept, e)
-		case kept[i].pruned:
-			kept[i] = e
-		}
+// lacks is 0 if the entry has its event.
+func (e *entry) lacks() int {
+	switch {
+	case e.edited:
+		return 2
+	case e.pruned:
+		return 1
 	}
-	return kept
+	return 0
 }
 
 // choose returns which of the entries with one number fits best between its
 // neighbours.
 func (c *chain) choose(group, after []entry) int {
+	links := make(map[record.Link]bool, len(after))
+	for i := range after {
+		links[after[i].prev] = true
+	}
 	best, most := 0, -1
 	for i := range group {
 		fits := 0
 		if c.linked && group[i].prev == record.LinkTo(c.last.hash) {
 			fits++
 		}
-		if slices.ContainsFunc(after, func(e entry) bool { return e.prev == record.LinkTo(group[i].hash) }) {
+		if links[record.LinkTo(group[i].hash)] {
 			fits += 2
 		}
 		if fits > most {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -32,8 +33,12 @@ type Trust struct {
 }
 
 // Kept is for how long records are kept at least. What is younger must not have
-// been removed; zero means that it is not checked.
+// been removed; zero means that it is not checked. A record's age is taken from
+// its time only if a checkpoint covers it.
 type Kept struct{ Keys, Denials, Data time.Duration }
+
+// Forever says, in Kept, that nothing may be removed.
+const Forever time.Duration = math.MaxInt64
 
 // of returns the time of a class.
 func (k Kept) of(class record.Class) time.Duration {
@@ -50,7 +55,12 @@ type Config struct {
 	// Kept is for how long records must be there. Zero means that it is not
 	// checked.
 	Kept Kept
-	// Now is the time from which Kept counts. Zero means now.
+	// MaxUnproved is for how long a log may go on without a checkpoint in
+	// Trust.Checkpoints that proves it: a log that is older needs one, and the
+	// newest record that one proves must not be older, unless it is the last. Zero
+	// means that it is not checked.
+	MaxUnproved time.Duration
+	// Now is the time from which Kept and MaxUnproved count. Zero means now.
 	Now time.Time
 }
 
@@ -97,6 +107,7 @@ func New(cfg Config) (*Verifier, error) {
 	v := &Verifier{
 		cfg: cfg, keys: make(map[string][]string), outside: make(map[string][]outside), chains: make(map[chainID]*chain),
 		signed: make(map[signedSize]tlog.Hash), counts: make(map[string]int),
+		report: Report{Logs: []LogReport{}, Problems: []Finding{}, Notes: []Finding{}},
 	}
 	for _, key := range cfg.Trust.Keys {
 		verifier, err := record.NewVerifier(key)
@@ -264,9 +275,10 @@ func (v *Verifier) Report() *Report {
 	}
 	v.together(all)
 	for _, c := range all {
-		c.notes()
+		c.judge()
 		v.report.Logs = append(v.report.Logs, c.report)
 	}
+	v.keptNotes()
 	if len(all) == 0 {
 		v.note(Finding{Kind: Empty, From: -1, To: -1, Text: "there are no records of audit logs"})
 	}

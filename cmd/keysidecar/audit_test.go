@@ -100,6 +100,10 @@ func TestAuditVerify(t *testing.T) {
 	runWith(t, strings.NewReader("started\n"+strings.Join(lines, "")+lines[2]), "audit", "verify", "-").want(t, 0, "verified: ", "")
 	runWith(t, nil, "audit", "verify", edited).want(t, 42, "NOT VERIFIED: ", "")
 	runWith(t, nil, "audit", "verify", edited).want(t, 42, "record 1", "")
+	runWith(t, nil, "audit", "verify", edited).want(t, 42, "what to do:\n  copy the directory", "")
+	runWith(t, nil, "audit", "verify", edited).want(t, 42, "  1 event-changed: records were changed", "")
+	runWith(t, nil, "audit", "verify", whole, "--output", "json").want(t, 0, `"problems":[]`, "")
+	runWith(t, nil, "audit", "verify", whole, "--key", key, "--checkpoints", checkpoints).want(t, 0, "\nverified: 1 log\n", "")
 	runWith(t, nil, "audit", "verify", cut).want(t, 0, "verified: ", "")
 	runWith(t, nil, "audit", "verify", cut, "--checkpoints", checkpoints).want(t, 42, "PROBLEM  cut, log "+origin+", record", "")
 	runWith(t, nil, "audit", "verify", whole, "--key", strings.Replace(key, origin, "keysidecar/x", 1)).want(t, 42, "", "no log's key")
@@ -138,9 +142,10 @@ func TestAuditTrust(t *testing.T) {
 		"no such directory":  {[]string{"--checkpoints", "none"}, 42, "no such file"},
 		"an empty directory": {[]string{"--checkpoints", t.TempDir()}, 42, "has no checkpoints"},
 		"no key":             {[]string{"--key", garbage}, 42, "--key is no log's key, and no file of them"},
-		"no signer":          {[]string{"--signer", garbage}, 42, "reading signers' keys"},
+		"no signer":          {[]string{"--signer", garbage}, 42, "--signer is no file of a public key: reading signers' keys"},
 		"no such class":      {[]string{"--min-retention", "key=1h"}, 2, "--min-retention: class \"key\" is not one of"},
 		"no such time":       {[]string{"--min-retention", "keys=long"}, 2, "--min-retention: keys: duration"},
+		"no such duration":   {[]string{"--max-unproved", "long"}, 2, "--max-unproved: duration"},
 		"no pair":            {[]string{"--min-retention", "400d"}, 2, "must be formatted as key=value"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -161,6 +166,8 @@ func TestAuditRetention(t *testing.T) {
 	runWith(t, nil, "audit", "verify", pruned).want(t, 0, "removed  1 event of class denials", "")
 	runWith(t, nil, "audit", "verify", pruned, "--min-retention", "keys=1h,data=1d").want(t, 0, "verified: ", "")
 	runWith(t, nil, "audit", "verify", pruned, "--min-retention", "denials=400d").want(t, 42, "PROBLEM  pruned-early", "")
+	runWith(t, nil, "audit", "verify", pruned, "--min-retention", "denials=0d").want(t, 42, "kept for ever", "")
+	runWith(t, nil, "audit", "verify", pruned, "--min-retention", "keys=1h").want(t, 0, "note  kept-unchecked", "")
 	runWith(t, nil, "audit", "export", pruned, "--class", "denials").want(t, 0, lines[1]+lines[2], "")
 	runWith(t, nil, "audit", "export", pruned, "--tenant", "acme").want(t, 0, "", "1 more records may be meant")
 	runWith(t, nil, "audit", "prove", pruned, "1").want(t, 0, "c2sp.org/tlog-proof@v1\n", "")
@@ -170,7 +177,7 @@ func TestAuditProof(t *testing.T) {
 	lines, origin, key := aLog(t, "test")
 	other, otherOrigin, otherKey := aLog(t, "other")
 	both, checkpoint := saved(t, append(lines, other...)...), saved(t, lines[4])
-	runWith(t, nil, "audit", "prove", both, "1").want(t, 42, "", "log")
+	runWith(t, nil, "audit", "prove", both, "1").want(t, 42, "", "name one (--log)")
 	runWith(t, nil, "audit", "prove", both, "5", "--log", origin).want(t, 42, "", "record 5")
 	runWith(t, nil, "audit", "prove", both, "1", "--log", "keysidecar/none").want(t, 42, "", "keysidecar/none")
 	runWith(t, nil, "audit", "prove", "none", "1").want(t, 42, "", "no such file")

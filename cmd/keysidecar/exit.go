@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/keysidecar/keysidecar/audit/segments"
 	"github.com/keysidecar/keysidecar/client"
 	"github.com/keysidecar/keysidecar/kek/devvault"
 	"github.com/keysidecar/keysidecar/server/socket"
@@ -110,7 +111,7 @@ func (a *app) callError(err error) error {
 // startError gives a sidecar or a vault that did not start its exit code: 1
 // where it is only that another one still runs.
 func startError(err error) error {
-	for _, busy := range []error{socket.ErrInUse, devvault.ErrInUse, syscall.EADDRINUSE} {
+	for _, busy := range []error{socket.ErrInUse, devvault.ErrInUse, segments.ErrInUse, syscall.EADDRINUSE} {
 		if errors.Is(err, busy) {
 			return tryAgain(err)
 		}

@@ -31,8 +31,9 @@ func (a *app) auditReconcile() *cobra.Command {
 			"has one request there. " + pathHelp + "\n" +
 			"Run audit verify first: reconcile believes what the audit logs say. docs/reconcile.md tells how to\n" +
 			"export Key Vault's logs, and what cannot be seen.\n\n" +
-			"Exit codes: 0 all match; 1 a use of a KEK is too near to an end of the audit logs to tell, try again with\n" +
-			"more of them; 42 something differs, could not be read, or there was nothing to compare.",
+			"Exit codes: 0 all match; 1 a use of a KEK is too near to an end of the audit logs to tell, or outside of\n" +
+			"them, or the logs do not cover --from to --to: try again with more of them; 42 something differs, could\n" +
+			"not be read, or there was nothing to compare.",
 		Example: "  keysidecar audit reconcile /var/log/keysidecar --vault-log insights-logs-auditevent \\\n" +
 			"    --identity 6f0e4e1c-91a5-4c0b-9c5e-6a6d3d3f2b11 --from 2026-11-21T00:00:00Z --to 2026-11-22T00:00:00Z",
 		Args: paths,

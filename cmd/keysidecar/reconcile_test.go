@@ -66,23 +66,35 @@ func TestReconcile(t *testing.T) {
 		"match": {nil, vaultDay(ours), exitDone, []string{
 			"judged       2026-11-21T00:00:00Z to 2026-11-22T00:00:00Z\n",
 			"KEK eu, version " + reconciledVersion + ", KeyUnwrap: 2 in both\n  " + reconciledKey + "\n",
-			"besides      2 KeyGet of " + reconciledKey + "\n", "\nmatch: every use of a KEK is recorded\n",
+			"besides      2 KeyGet of " + reconciledKey + "\n", "\nmatch: every use of a KEK is recorded (judged: 2026-11-21T00:00:00Z to 2026-11-22T00:00:00Z)\n",
 		}},
 		"unrecorded": {nil, vaultDay(ours, theirs), exitPermanent, []string{
 			"  1 UNRECORDED: in Key Vault's log only\n",
 			"UNRECORDED 2026-11-21T08:30:00Z KeyUnwrap " + reconciledKey + "/" + reconciledVersion +
 				` from 10.1.2.3, user m\u202ex\x1b[2J, request id-510` + "\n",
-			"\ndiffer: unrecorded uses of KEKs: 1\n",
+			"\ndiffer: unrecorded uses of KEKs: 1 (judged: 2026-11-21T00:00:00Z to 2026-11-22T00:00:00Z)\n",
 		}},
 		"stranger": {[]string{"--identity", "US"}, vaultDay(asked(8*hour, "KeyUnwrap", "them", 200), ours[strings.Index(ours, "\n")+1:]),
 			exitPermanent, []string{
 				"request id-480 (not a sidecar's identity)\n",
 				"  1 MISSING in Key Vault's log, 2026-11-21T08:00:00Z to 2026-11-21T08:00:00Z\n",
-				"\ndiffer: unrecorded uses of KEKs: 1, records that Key Vault's log has no request for: 1\n",
+				"\ndiffer: unrecorded uses of KEKs: 1, records that Key Vault's log has no request for: 1 (judged: ",
 			}},
 		"undecided": {nil, vaultDay(ours, asked(24*hour-time.Minute, "KeyUnwrap", "us", 200)), exitTryAgain, []string{
-			"  1 undecided: in Key Vault's log only, near an end of the audit logs\n", "\nUNDECIDED 2026-11-21T23:59:00Z ",
-			"\nundecided: give more of the audit logs",
+			"  1 undecided: in Key Vault's log only, near an end of the audit logs or outside of them\n", "\nUNDECIDED 2026-11-21T23:59:00Z ",
+			"\nundecided: give more of the logs, or an earlier --to or a later --from (judged: ",
+		}},
+		"after the audit logs": {[]string{"--identity", "us"}, vaultDay(ours, asked(25*hour, "KeyUnwrap", "us", 200)), exitTryAgain, []string{
+			"\nUNDECIDED 2026-11-22T01:00:00Z ",
+		}},
+		"stranger after the audit logs": {[]string{"--identity", "us"}, vaultDay(ours, asked(25*hour, "KeyUnwrap", "them", 200)),
+			exitPermanent, []string{"\nUNRECORDED 2026-11-22T01:00:00Z "}},
+		"logs that end before": {[]string{"--to", "2026-11-22T01:00:00Z"}, vaultDay(ours), exitTryAgain, []string{
+			"note         the audit logs do not cover all that is to be judged\n",
+			"\nundecided: give more of the logs, or an earlier --to or a later --from (judged: 2026-11-21T00:00:00Z to 2026-11-22T00:00:00Z)\n",
+		}},
+		"unknown result": {nil, vaultDay(ours, strings.ReplaceAll(asked(hour, "keyunwrap", "them", 302), "Success", "Done")), exitPermanent, []string{
+			`it is a KeyUnwrap with result "Done", which says neither`,
 		}},
 		"narrower tolerance": {[]string{"--tolerance", "10s"}, vaultDay(ours, asked(24*hour-time.Minute, "KeyUnwrap", "us", 200)),
 			exitPermanent, []string{"\nUNRECORDED 2026-11-21T23:59:00Z "}},
@@ -93,7 +105,7 @@ func TestReconcile(t *testing.T) {
 			"failed       1 KeyUnwrap, 429, from 10.1.2.3, user them\n",
 		}},
 		"unreadable": {nil, vaultDay(ours) + "time,\x1b[2J\n", exitPermanent, []string{
-			"note         lines that could not be read: 1\n", ":5: not JSON\n", "\ndiffer: lines that could not be read: 1\n",
+			"note         lines that could not be read: 1\n", ":5: not JSON\n", "\ndiffer: lines that could not be read: 1 (judged: ",
 		}},
 		"another key": {nil, vaultDay(ours, strings.Replace(theirs, reconciledKey+"/"+reconciledVersion, "https://v/keys/k", 1)), exitDone,
 			[]string{"other key    1 KeyUnwrap of https://v/keys/k: no record names a version of it, not judged without --kek\n"}},

@@ -239,9 +239,9 @@ func TestNames(t *testing.T) {
 
 // TestAudit shows for how long the audit log has failed, and that it does not.
 func TestAudit(t *testing.T) {
-	stats := audit.Stats{Records: 12}
+	stats := audit.Stats{Records: 12, Bytes: 13, MaxBytes: 14}
 	m := newMetrics(t, metrics.Config{Audit: func() audit.Stats { return stats }})
-	want := []string{"keysidecar_audit_records 12"} // what is 0 is left out
+	want := []string{"keysidecar_audit_bytes 13", "keysidecar_audit_max_bytes 14", "keysidecar_audit_records 12"} // what is 0 is left out
 	if diff := cmp.Diff(want, scrape(t, m, "keysidecar_audit_")); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)
 	}

@@ -19,6 +19,8 @@ const (
 
 	nameAuditRecords = "keysidecar_audit_records"
 	nameAuditFailing = "keysidecar_audit_failing_seconds"
+	nameAuditBytes   = "keysidecar_audit_bytes"
+	nameAuditMost    = "keysidecar_audit_max_bytes"
 
 	nameVaultCalls   = "keysidecar_vault_calls_total"
 	nameVaultSeconds = "keysidecar_vault_call_seconds"

@@ -17,6 +17,7 @@ type pulled struct {
 	loads, mints, level, inUse *prometheus.Desc
 	open, turnedAway, bytes    *prometheus.Desc
 	records, failing           *prometheus.Desc
+	used, most                 *prometheus.Desc
 }
 
 var _ prometheus.Collector = (*pulled)(nil)
@@ -55,6 +56,8 @@ func newPulled(cfg Config) *pulled {
 		records:    prometheus.NewDesc(nameAuditRecords, "Records in the audit log that is being written.", nil, nil),
 		failing: prometheus.NewDesc(nameAuditFailing,
 			"For how long nothing could be written to the audit log; 0 if it can be.", nil, nil),
+		used:  prometheus.NewDesc(nameAuditBytes, "Bytes that the audit log's directory uses; 0 for another sink.", nil, nil),
+		most:  prometheus.NewDesc(nameAuditMost, "Bytes that it may use: audit.max_bytes.", nil, nil),
 		inUse: prometheus.NewDesc(nameMemoryInUse, "Slots of protected memory that hold a key.", nil, nil),
 	}
 }
@@ -78,7 +81,9 @@ func (p *pulled) Describe(ch chan<- *prometheus.Desc) {
 	for _, f := range p.figures {
 		ch <- f.desc
 	}
-	for _, d := range []*prometheus.Desc{p.loads, p.mints, p.level, p.inUse, p.open, p.turnedAway, p.bytes, p.records, p.failing} {
+	for _, d := range []*prometheus.Desc{
+		p.loads, p.mints, p.level, p.inUse, p.open, p.turnedAway, p.bytes, p.records, p.failing, p.used, p.most,
+	} {
 		ch <- d
 	}
 }
@@ -105,6 +110,8 @@ func (p *pulled) collectAudit(ch chan<- prometheus.Metric, s audit.Stats) {
 	}
 	ch <- prometheus.MustNewConstMetric(p.records, prometheus.GaugeValue, float64(s.Records))
 	ch <- prometheus.MustNewConstMetric(p.failing, prometheus.GaugeValue, failing)
+	ch <- prometheus.MustNewConstMetric(p.used, prometheus.GaugeValue, float64(s.Bytes))
+	ch <- prometheus.MustNewConstMetric(p.most, prometheus.GaugeValue, float64(s.MaxBytes))
 }
 
 func (p *pulled) collectDoors(ch chan<- prometheus.Metric) {

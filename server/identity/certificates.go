@@ -49,7 +49,7 @@ type CertificatesConfig struct {
 	MaxAge time.Duration
 	// Logger gets a record of refused handshakes, of at most one a second and
 	// ten at once, with the number of those left out since; and one of each
-	// Reload that finds CertFile expired. Required.
+	// Use of a certificate that has expired. Required.
 	Logger *slog.Logger
 }
 
@@ -73,8 +73,9 @@ type Certificates struct {
 	trustDomain spiffeid.TrustDomain
 	clock       clock
 	refusals    *refusals
-	reloading   sync.Mutex // held from reading files to storing what they held
-	current     atomic.Pointer[material]
+	reloading   sync.Mutex    // held from reading files to storing what they held
+	loads       atomic.Uint64 // so many Loads worked
+	current     atomic.Pointer[Loaded]
 }
 
 var _ Source = (*Certificates)(nil)
@@ -103,53 +104,58 @@ func newCertificates(cfg CertificatesConfig, read func() (time.Time, time.Durati
 		}
 		c.trustDomain = td
 	}
-	m, expired, err := c.load()
+	l, err := c.Load()
 	if err == nil {
-		err = expired
+		err = l.expired
 	}
 	if err != nil {
 		return nil, err
 	}
-	c.current.Store(m)
+	c.current.Store(l)
 	return c, nil
 }
 
-// Reload reads the files again. New connections get the new certificate, and
-// are verified against the new authorities; connections that are open stay
-// open, and the identity of each is verified again at its next call. With an
-// error, which names the file, everything stays as it was, the authorities too:
-// an authority that was taken out is trusted until a Reload succeeds.
-//
-// So an own certificate that has expired, which NewCertificates refuses, is no
-// error here but a warning in the log: what it breaks is broken anyway.
+// Reload is Load and, unless there is an error, Use. Of two at a time, the one
+// that read last is in effect.
 func (c *Certificates) Reload() error {
 	c.reloading.Lock()
 	defer c.reloading.Unlock()
-	m, expired, err := c.load()
+	l, err := c.Load()
 	if err != nil {
 		return err
 	}
-	if expired != nil {
-		c.cfg.Logger.LogAttrs(context.Background(), slog.LevelWarn, "the sidecar's own certificate is refused by its callers",
-			slog.String("file", c.cfg.CertFile), slog.Time("expired", m.own.Leaf.NotAfter), slog.Any("cause", expired))
-	}
-	m.generation = c.current.Load().generation + 1
-	c.current.Store(m)
+	c.Use(l)
 	return nil
 }
 
-// load reads the files. expired says that the own certificate is, and is no
-// reason to do without the rest.
-func (c *Certificates) load() (m *material, expired, err error) {
-	now := time.UnixMicro(c.clock.now())
-	if m, err = load(c.cfg, c.trustDomain, now); err != nil {
-		return nil, nil, err
+// Load reads and checks the files again, and changes nothing: an authority that
+// was taken out is trusted until Use. An error names the file; see HashesOf.
+//
+// An own certificate that has expired, which NewCertificates refuses, is no error
+// here: what it breaks is broken anyway, and the authorities may be others.
+func (c *Certificates) Load() (*Loaded, error) {
+	l, err := load(&c.cfg, c.trustDomain, time.UnixMicro(c.clock.now()))
+	if err != nil {
+		return nil, err
 	}
-	if leaf := m.own.Leaf; now.After(leaf.NotAfter) {
-		expired = fmt.Errorf("certificate in %s expired at %s: renew it", c.cfg.CertFile, leaf.NotAfter.Format(time.RFC3339))
-	}
-	return m, expired, nil
+	l.generation = c.loads.Add(1)
+	return l, nil
 }
+
+// Use puts in effect what c's Load returned. New connections get the new
+// certificate, and are verified against the new authorities; connections that
+// are open stay open, and the identity of each is verified again at its next
+// call. An own certificate that had expired is a warning in the log.
+func (c *Certificates) Use(l *Loaded) {
+	if l.expired != nil {
+		c.cfg.Logger.LogAttrs(context.Background(), slog.LevelWarn, "the sidecar's own certificate is refused by its callers",
+			slog.String("file", c.cfg.CertFile), slog.Time("expired", l.own.Leaf.NotAfter), slog.Any("cause", l.expired))
+	}
+	c.current.Store(l)
+}
+
+// Hashes returns Loaded.Hashes of what is in effect.
+func (c *Certificates) Hashes() map[string]string { return c.current.Load().Hashes() }
 
 // Credentials returns credentials that let nobody in but callers.
 func (c *Certificates) Credentials() credentials.TransportCredentials {
@@ -173,18 +179,18 @@ func (c *Certificates) Caller(ctx context.Context) (policy.Caller, error) {
 
 // handshake proves who is at the other end of conn.
 func (c *Certificates) handshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	m := c.current.Load()
+	l := c.current.Load()
 	var caller policy.Caller
 	var until int64
 	s := &session{source: c}
-	s.conn = tls.Server(conn, m.config(func(state tls.ConnectionState) (err error) {
+	s.conn = tls.Server(conn, l.config(func(state tls.ConnectionState) (err error) {
 		if state.NegotiatedProtocol != http2 {
 			return errors.New("peer does not offer HTTP/2 by ALPN")
 		}
 		s.chain = state.PeerCertificates
 		now := c.clock.now()
 		s.until = now + c.cfg.MaxAge.Microseconds()
-		caller, until, err = m.authorities.verify(s.chain, now)
+		caller, until, err = l.authorities.verify(s.chain, now)
 		return err
 	}))
 	// The client has proved that it has the key only when this returns. gRPC
@@ -193,16 +199,16 @@ func (c *Certificates) handshake(conn net.Conn) (net.Conn, credentials.AuthInfo,
 		c.refusals.log(conn.RemoteAddr(), err)
 		return nil, nil, fmt.Errorf("TLS handshake: %w", err)
 	}
-	s.verdict.Store(&verdict{generation: m.generation, until: min(until, s.until)})
+	s.verdict.Store(&verdict{generation: l.generation, until: min(until, s.until)})
 	return s.conn, Info{CommonAuthInfo: secured(), authType: "certificate", caller: caller, session: s}, nil
 }
 
 // config returns the configuration of one handshake. Whatever resumes a session
 // skips RequireAnyClientCert, but not verify.
-func (m *material) config(verify func(tls.ConnectionState) error) *tls.Config {
+func (l *Loaded) config(verify func(tls.ConnectionState) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		Certificates:           []tls.Certificate{m.own},
+		Certificates:           []tls.Certificate{l.own},
 		ClientAuth:             tls.RequireAnyClientCert,
 		NextProtos:             []string{http2},
 		SessionTicketsDisabled: true,
@@ -250,12 +256,12 @@ func (s *session) check() error {
 func (s *session) verifyAgain() *verdict {
 	s.verifying.Lock()
 	defer s.verifying.Unlock()
-	m := s.source.current.Load()
-	if v := s.verdict.Load(); v.generation == m.generation {
+	l := s.source.current.Load()
+	if v := s.verdict.Load(); v.generation == l.generation {
 		return v
 	}
-	_, until, err := m.authorities.verify(s.chain, s.source.clock.now())
-	v := &verdict{generation: m.generation, until: min(until, s.until), err: err}
+	_, until, err := l.authorities.verify(s.chain, s.source.clock.now())
+	v := &verdict{generation: l.generation, until: min(until, s.until), err: err}
 	s.verdict.Store(v)
 	return v
 }

@@ -2,13 +2,16 @@ package identity
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"time"
 
@@ -24,50 +27,96 @@ const (
 	changeFile fs.FileMode = 0o002
 )
 
-// material is what the files held at one time. It is immutable.
-type material struct {
-	generation  uint64 // one more with each Reload
+// Loaded is what the files of a Certificates held at one time. It is immutable.
+type Loaded struct {
+	generation  uint64 // another one for each Load
 	own         tls.Certificate
+	expired     error // nil: own has not
 	authorities authorities
+	hashes      map[string]string
 }
 
-// load reads the files of cfg. Its errors name the file. That cfg.CertFile has
-// expired is not among them.
-func load(cfg CertificatesConfig, td spiffeid.TrustDomain, now time.Time) (*material, error) {
-	own, err := loadPair(cfg.CertFile, cfg.KeyFile, now)
-	if err != nil {
-		return nil, err
+// Hashes returns the SHA-256 of the certificate file and the client CA file, in
+// hex, by their paths: of the very bytes that were read, whatever is in the files
+// by now. A file that the private key is in is left out.
+func (l *Loaded) Hashes() map[string]string { return maps.Clone(l.hashes) }
+
+// filesError is why files were refused.
+type filesError struct {
+	error
+	hashes map[string]string // as Loaded.Hashes, as far as they were read
+}
+
+func (e *filesError) Unwrap() error { return e.error }
+
+// HashesOf returns what Loaded.Hashes does, of the bytes that an error of Load is
+// about: reading ends with the first file that is not right.
+func HashesOf(err error) map[string]string {
+	bad, ok := errors.AsType[*filesError](err)
+	if !ok {
+		return nil
 	}
-	raw, err := readFile(cfg.ClientCAFile, changeFile)
+	return maps.Clone(bad.hashes)
+}
+
+// load reads the files of cfg. Its errors name the file, and are for HashesOf.
+// That cfg.CertFile has expired is not among them.
+func load(cfg *CertificatesConfig, td spiffeid.TrustDomain, now time.Time) (*Loaded, error) {
+	l := &Loaded{hashes: make(map[string]string)}
+	err := l.loadPair(cfg, now)
+	if err == nil {
+		err = l.loadAuthorities(cfg, td)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("reading client CA file: %w", err)
+		return nil, &filesError{error: err, hashes: l.hashes}
+	}
+	return l, nil
+}
+
+func (l *Loaded) loadAuthorities(cfg *CertificatesConfig, td spiffeid.TrustDomain) error {
+	raw, err := l.read(cfg, cfg.ClientCAFile, changeFile)
+	if err != nil {
+		return fmt.Errorf("reading client CA file: %w", err)
 	}
 	cas, err := parseAuthorities(raw)
 	if err != nil {
-		return nil, fmt.Errorf("client CA file %s: %w", cfg.ClientCAFile, err)
+		return fmt.Errorf("client CA file %s: %w", cfg.ClientCAFile, err)
 	}
-	return &material{own: own, authorities: newAuthorities(cas, td)}, nil
+	l.authorities = newAuthorities(cas, td)
+	return nil
 }
 
 // loadPair reads the server's certificate and its key.
-func loadPair(certFile, keyFile string, now time.Time) (tls.Certificate, error) {
-	cert, err := readFile(certFile, changeFile)
+func (l *Loaded) loadPair(cfg *CertificatesConfig, now time.Time) error {
+	cert, err := l.read(cfg, cfg.CertFile, changeFile)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("reading certificate file: %w", err)
+		return fmt.Errorf("reading certificate file: %w", err)
 	}
-	key, err := readFile(keyFile, useKey)
+	key, err := l.read(cfg, cfg.KeyFile, useKey)
 	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("reading key file: %w", err)
+		return fmt.Errorf("reading key file: %w", err)
 	}
-	own, err := tls.X509KeyPair(cert, key)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("certificate file %s and key file %s: %w", certFile, keyFile, err)
+	if l.own, err = tls.X509KeyPair(cert, key); err != nil {
+		return fmt.Errorf("certificate file %s and key file %s: %w", cfg.CertFile, cfg.KeyFile, err)
 	}
-	if leaf := own.Leaf; now.Before(leaf.NotBefore) {
-		return tls.Certificate{}, fmt.Errorf("certificate in %s is not valid before %s: is the clock right?",
-			certFile, leaf.NotBefore.Format(time.RFC3339))
+	switch leaf := l.own.Leaf; {
+	case now.Before(leaf.NotBefore):
+		return fmt.Errorf("certificate in %s is not valid before %s: is the clock right?",
+			cfg.CertFile, leaf.NotBefore.Format(time.RFC3339))
+	case now.After(leaf.NotAfter):
+		l.expired = fmt.Errorf("certificate in %s expired at %s: renew it", cfg.CertFile, leaf.NotAfter.Format(time.RFC3339))
 	}
-	return own, nil
+	return nil
+}
+
+// read is readFile, and keeps the hash of what it returns.
+func (l *Loaded) read(cfg *CertificatesConfig, name string, forbidden fs.FileMode) ([]byte, error) {
+	raw, err := readFile(name, forbidden)
+	if err == nil && name != cfg.KeyFile { // a private key is nobody's business
+		sum := sha256.Sum256(raw)
+		l.hashes[name] = hex.EncodeToString(sum[:])
+	}
+	return raw, err
 }
 
 // parseAuthorities takes PEM certificates of authorities with nothing around

@@ -15,6 +15,9 @@ const MaxProblems = 10
 type Error struct {
 	// Problems are 1 to MaxProblems, by file and position.
 	Problems []Problem
+	// Hashes are the SHA-256 of the files that could be read, in hex, by their
+	// paths.
+	Hashes map[string]string
 }
 
 // Error returns the problems, one a line.
@@ -71,14 +74,15 @@ func (ps *Problems) Add(p Problem) {
 }
 
 // Err returns an *Error with the problems in order, nil if there are none.
-func (ps *Problems) Err() error {
+// Hashes are Error.Hashes.
+func (ps *Problems) Err(hashes map[string]string) error {
 	if len(*ps) == 0 {
 		return nil
 	}
 	slices.SortStableFunc(*ps, func(a, b Problem) int {
 		return cmp.Or(cmp.Compare(a.File, b.File), cmp.Compare(a.Line, b.Line), cmp.Compare(a.Column, b.Column))
 	})
-	return &Error{Problems: *ps}
+	return &Error{Problems: *ps, Hashes: hashes}
 }
 
 // path is where in a file a value is. It is a list so that a large file costs

@@ -4,13 +4,16 @@ package auditcmd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 
 	"github.com/spf13/cobra"
 
+	"github.com/keysidecar/keysidecar/audit/reader"
 	"github.com/keysidecar/keysidecar/audit/record"
 	"github.com/keysidecar/keysidecar/audit/verify"
+	"github.com/keysidecar/keysidecar/audit/verify/trust"
 )
 
 // Env is what the commands have from the program. All fields are required.
@@ -41,6 +44,14 @@ func (e *Env) Commands() []*cobra.Command {
 	return []*cobra.Command{e.verify(), e.prove(), e.checkProof(), e.export(), e.tail()}
 }
 
+// file gives an error of reading logs its exit code.
+func (e *Env) file(err error) error {
+	if errors.Is(err, reader.ErrChanged) {
+		return e.TryAgain(err)
+	}
+	return e.File(err)
+}
+
 // trustFlags say what is known from elsewhere than the log.
 type trustFlags struct{ checkpoints, keys, signers []string }
 
@@ -58,7 +69,10 @@ func (f *trustFlags) add(c *cobra.Command, logs bool) {
 func (f *trustFlags) trust(e *Env) (verify.Trust, error) {
 	var t verify.Trust
 	for _, path := range f.checkpoints {
-		all, err := verify.ReadCheckpoints(path)
+		all, torn, err := trust.ReadCheckpoints(path)
+		for _, file := range torn {
+			fmt.Fprintf(e.Err, "keysidecar: the last line of %s is not whole, and was left out\n", shown(file))
+		}
 		if err == nil && len(all) == 0 {
 			err = fmt.Errorf("%s has no checkpoints", path)
 		}
@@ -72,16 +86,16 @@ func (f *trustFlags) trust(e *Env) (verify.Trust, error) {
 			t.Keys = append(t.Keys, key)
 			continue
 		}
-		all, err := verify.ReadKeys(key)
+		all, err := trust.ReadKeys(key)
 		if err != nil {
 			return t, e.Permanent(fmt.Errorf("--key is no log's key, and no file of them: %w", err))
 		}
 		t.Keys = append(t.Keys, all...)
 	}
 	for _, path := range f.signers {
-		all, err := verify.ReadSigners(path)
+		all, err := trust.ReadSigners(path)
 		if err != nil {
-			return t, e.Permanent(err)
+			return t, e.Permanent(fmt.Errorf("--signer is no file of a public key: %w", err))
 		}
 		t.Signers = append(t.Signers, all...)
 	}

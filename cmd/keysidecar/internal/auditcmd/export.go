@@ -71,7 +71,7 @@ func (f *exportFlags) config(now time.Time) (export.Config, error) {
 func (e *Env) runExport(args []string, cfg export.Config) error {
 	stats, err := export.Export(args, e.In, e.Out, cfg)
 	if err != nil {
-		return e.File(err)
+		return e.file(err)
 	}
 	if stats.Unknown > 0 {
 		fmt.Fprintf(e.Err, "keysidecar: %d more records may be meant: their events were removed when their time was over\n", stats.Unknown)

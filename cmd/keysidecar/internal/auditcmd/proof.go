@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/keysidecar/keysidecar/audit/reader"
 	"github.com/keysidecar/keysidecar/audit/verify"
 )
 
@@ -46,8 +47,8 @@ func (e *Env) runProve(paths []string, log string, seq int64, checkpoints []stri
 		return err
 	}
 	proof, err := verify.Prove(paths, e.In, log, seq, known.Checkpoints)
-	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return e.File(err)
+	if _, ok := errors.AsType[*fs.PathError](err); ok || errors.Is(err, reader.ErrChanged) {
+		return e.file(err)
 	}
 	if err != nil {
 		return e.Permanent(err)

@@ -25,6 +25,9 @@ func text(r *verify.Report) string {
 		fmt.Fprintf(&b, "PROBLEM  and %d more\n", r.MoreProblems)
 	}
 	findings(&b, "note", r.Notes)
+	if !r.Verified() && len(r.Logs)+len(r.Problems) > 0 {
+		advise(&b, r)
+	}
 	switch wrong := int64(len(r.Problems)) + r.MoreProblems; {
 	case wrong > 0:
 		fmt.Fprintf(&b, "NOT VERIFIED: %s in %s\n", number(wrong, "problem"), number(int64(len(r.Logs)), "log"))
@@ -82,7 +85,7 @@ func keyText(l *verify.LogReport) string {
 		by = append(by, "known")
 	}
 	if l.Certified != "" {
-		by = append(by, "certified by "+shown(l.Certified))
+		by = append(by, "certified by a known signer, which calls itself "+shown(l.Certified))
 	}
 	switch {
 	case l.Key == "":
@@ -103,8 +106,8 @@ func upTo(size int64) string {
 
 // findings lists what was found, each with its place.
 func findings(b *strings.Builder, title string, all []verify.Finding) {
-	for i := range all {
-		f := &all[i]
+	for len(all) > 0 {
+		f, n := &all[0], alike(all)
 		fmt.Fprintf(b, "%s  %s", title, shown(string(f.Kind)))
 		if f.Log != "" {
 			fmt.Fprintf(b, ", log %s", shown(f.Log))
@@ -119,7 +122,27 @@ func findings(b *strings.Builder, title string, all []verify.Finding) {
 			fmt.Fprintf(b, ", %s:%d", shown(f.Source), f.Line)
 		}
 		fmt.Fprintf(b, "\n    %s\n", shown(f.Text))
+		if n > 1 {
+			fmt.Fprintf(b, "    and %d more of this kind, up to record %d: --output json lists all\n", n-1, all[n-1].To)
+		}
+		all = all[n:]
 	}
+}
+
+// mostAlike is how many findings of a kind that follow one another are listed.
+const mostAlike = 3
+
+// alike returns how many of the findings, which begin with the first, are told at
+// once: one, unless many of one kind follow one another.
+func alike(all []verify.Finding) int {
+	n := 1
+	for n < len(all) && all[n].Kind == all[0].Kind && all[n].Log == all[0].Log && all[0].From >= 0 {
+		n++
+	}
+	if n <= mostAlike {
+		return 1
+	}
+	return n
 }
 
 // provedRecord is what a proof proves.
@@ -138,7 +161,7 @@ func proved(r *record.Record) provedRecord {
 
 // String returns the record for people.
 func (r provedRecord) String() string {
-	event := "(removed, when its retention was over)"
+	event := "(not in this proof: it was removed, or left out by whoever gave you the proof)"
 	if r.Event != nil {
 		event = shown(string(r.Event))
 	}
