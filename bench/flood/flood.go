@@ -18,6 +18,7 @@ import (
 
 	"github.com/keysidecar/keysidecar/bench/load"
 	"github.com/keysidecar/keysidecar/bench/pairs"
+	"github.com/keysidecar/keysidecar/bench/process"
 )
 
 // The claim: a victim that uses 5 % of what the sidecar can do, beside an attacker that may
@@ -48,7 +49,7 @@ type Config struct {
 	Calls int
 	// Capacity is how long it is measured what the sidecar can do; 0 means 3 s.
 	Capacity time.Duration
-	// Binary is the path of the program keysidecar. Empty: it is built.
+	// Binary is the path of the program keysidecar. Required.
 	Binary string
 	// TCP lets the callers prove who they are with certificates, over TCP. Else they are
 	// users of a Unix socket, if this process may give them users: as root, on Linux.
@@ -115,7 +116,7 @@ func (s *site) measureCapacity(ctx context.Context, length time.Duration, res *R
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, sidecar.stop()) }()
+	defer func() { err = errors.Join(err, sidecar.Stop()) }()
 	k, err := s.startCaller(ctx, victim, connections)
 	if err != nil {
 		return err
@@ -124,7 +125,7 @@ func (s *site) measureCapacity(ctx context.Context, length time.Duration, res *R
 	// The first calls do not count: they mint, and the first of anything takes longer.
 	for _, o := range []load.Order{{For: length / 3}, {For: length}} {
 		o.Start, o.Outstanding = time.Now().Add(lead), capacityCallers
-		before := sidecar.cpu()
+		before := sidecar.CPU()
 		r, err := k.Do(o)
 		if err != nil {
 			return err
@@ -133,14 +134,14 @@ func (s *site) measureCapacity(ctx context.Context, length time.Duration, res *R
 			return fmt.Errorf("%d calls answered, %d refused, %d failed: %s", r.OK, r.Refused, r.Failed, r.Failure)
 		}
 		res.Capacity = float64(r.OK) / r.Took.Seconds()
-		res.PerCall = (sidecar.cpu() - before) / time.Duration(r.OK)
+		res.PerCall = (sidecar.CPU() - before) / time.Duration(r.OK)
 	}
 	return nil
 }
 
 // field is a sidecar with its limit, and both callers.
 type field struct {
-	sidecar          *process
+	sidecar          *process.Process
 	victim, attacker *caller
 	capacity         float64
 	length           time.Duration // of a half
@@ -153,7 +154,7 @@ func (s *site) measurePairs(ctx context.Context, cfg Config, res *Result) (err e
 	if f.sidecar, err = s.start(ctx, limitPart*res.Capacity); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, f.sidecar.stop()) }()
+	defer func() { err = errors.Join(err, f.sidecar.Stop()) }()
 	if f.victim, err = s.startCaller(ctx, victim, 1); err != nil {
 		return err
 	}
@@ -205,7 +206,7 @@ func (f *field) half(h *halves, times float64, seed uint64) error {
 	victimOrder := load.Order{
 		Start: start.Add(before), For: f.length, Rate: victimPart * f.capacity, Seed: seed, Outstanding: patience,
 	}
-	began := f.sidecar.cpu()
+	began := f.sidecar.CPU()
 	type answer struct {
 		report load.Report
 		err    error
@@ -216,16 +217,16 @@ func (f *field) half(h *halves, times float64, seed uint64) error {
 		flooded <- answer{r, err}
 	}()
 	<-time.After(time.Until(start.Add(before / 2))) // the victim's process has to be told in time
-	used := [...]time.Duration{f.sidecar.cpu(), f.victim.cpu(), f.attacker.cpu()}
+	used := [...]time.Duration{f.sidecar.CPU(), f.victim.cpu(), f.attacker.cpu()}
 	v, err := f.victim.Do(victimOrder)
-	h.SidecarCPU += f.sidecar.cpu() - used[0]
+	h.SidecarCPU += f.sidecar.CPU() - used[0]
 	h.VictimCPU += f.victim.cpu() - used[1]
 	h.AttackerCPU += f.attacker.cpu() - used[2]
 	a := <-flooded
 	if err := errors.Join(err, a.err); err != nil {
 		return err
 	}
-	h.AllCPU += f.sidecar.cpu() - began
+	h.AllCPU += f.sidecar.CPU() - began
 	h.Length += f.length
 	h.Measured += before/2 + f.length
 	h.Offering += before + f.length

@@ -11,6 +11,7 @@ import (
 	"github.com/keysidecar/keysidecar/bench/flood"
 	"github.com/keysidecar/keysidecar/bench/load"
 	"github.com/keysidecar/keysidecar/bench/pairs"
+	"github.com/keysidecar/keysidecar/bench/process"
 )
 
 // TestMain runs the tests; Measure runs this binary again, to make calls.
@@ -29,7 +30,7 @@ func TestMain(m *testing.M) {
 // victim's fails.
 func TestMeasure(t *testing.T) {
 	binary := filepath.Join(t.TempDir(), "keysidecar")
-	if err := flood.Build(t.Context(), binary); err != nil {
+	if err := process.Build(t.Context(), binary); err != nil {
 		t.Fatal(err)
 	}
 	for name, tcp := range map[string]bool{"usual": false, "TCP": true} {

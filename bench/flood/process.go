@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/keysidecar/keysidecar/bench/load"
+	"github.com/keysidecar/keysidecar/bench/process"
 )
 
 // callerVar is set in the environment of a process of calls.
@@ -21,44 +22,6 @@ func IsCaller() bool { return os.Getenv(callerVar) != "" }
 
 // RunCaller makes calls as standard input says, until that ends.
 func RunCaller() error { return load.Serve(context.Background(), os.Stdin, os.Stdout) }
-
-// process is a process that this one has started.
-type process struct {
-	cmd   *exec.Cmd
-	ended chan struct{} // closed when it has
-	err   error         // then why
-}
-
-func startProcess(c *exec.Cmd) (*process, error) {
-	if err := c.Start(); err != nil {
-		return nil, fmt.Errorf("starting %s: %w", c.Path, err)
-	}
-	p := &process{cmd: c, ended: make(chan struct{})}
-	go func() {
-		defer close(p.ended)
-		p.err = c.Wait()
-	}()
-	return p, nil
-}
-
-// stop ends the process, and waits until it has ended.
-func (p *process) stop() error {
-	err := p.cmd.Process.Signal(os.Interrupt)
-	if errors.Is(err, os.ErrProcessDone) {
-		err = nil
-	}
-	select {
-	case <-p.ended:
-		return errors.Join(err, p.err)
-	case <-time.After(20 * time.Second):
-		err = errors.Join(err, p.cmd.Process.Kill())
-		<-p.ended
-		return errors.Join(err, errors.New("process did not end when it was asked to"))
-	}
-}
-
-// cpu returns the CPU time that the process has used so far.
-func (p *process) cpu() time.Duration { return cpuTime(p.cmd.Process.Pid) }
 
 // caller is a process of calls.
 type caller struct {
@@ -102,4 +65,4 @@ func (s *site) startCaller(ctx context.Context, name string, connections int) (*
 func (k *caller) stop() error { return errors.Join(k.in.Close(), k.cmd.Wait()) }
 
 // cpu returns the CPU time that the process has used so far.
-func (k *caller) cpu() time.Duration { return cpuTime(k.cmd.Process.Pid) }
+func (k *caller) cpu() time.Duration { return process.CPU(k.cmd.Process.Pid) }

@@ -6,13 +6,11 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"strings"
-	"time"
 
 	"github.com/keysidecar/keysidecar/bench/load"
+	"github.com/keysidecar/keysidecar/bench/process"
 	"github.com/keysidecar/keysidecar/internal/devsetup"
 	"github.com/keysidecar/keysidecar/kek/devvault"
 )
@@ -31,7 +29,7 @@ type site struct {
 	address     string
 }
 
-// newSite makes a site in a new directory, and builds the sidecar unless there is one.
+// newSite makes a site in a new directory.
 func newSite(ctx context.Context, cfg Config) (_ *site, err error) {
 	dir, err := os.MkdirTemp("", "ksbench")
 	if err == nil {
@@ -49,12 +47,6 @@ func newSite(ctx context.Context, cfg Config) (_ *site, err error) {
 	if err := os.Chmod(dir, 0o711); err != nil { //nolint:gosec // other users have to reach the socket
 		return nil, err
 	}
-	if s.binary == "" {
-		s.binary = filepath.Join(dir, "keysidecar")
-		if err := build(ctx, s.binary); err != nil {
-			return nil, err
-		}
-	}
 	if s.vault, err = devvault.Open(devvault.Config{Dir: filepath.Join(dir, "vault")}); err != nil {
 		return nil, fmt.Errorf("opening Key Vault: %w", err)
 	}
@@ -67,21 +59,6 @@ func newSite(ctx context.Context, cfg Config) (_ *site, err error) {
 		}
 	}
 	return s, nil
-}
-
-// build makes the program, as `make build` does, from the module that this one replaces.
-func build(ctx context.Context, path string) error {
-	const module = "github.com/keysidecar/keysidecar"
-	dir, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", module).Output()
-	if err != nil {
-		return fmt.Errorf("finding module %s: %w", module, err)
-	}
-	c := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", path, "./cmd/keysidecar")
-	c.Dir = strings.TrimSpace(string(dir))
-	if text, err := c.CombinedOutput(); err != nil {
-		return fmt.Errorf("building keysidecar: %w: %s", err, text)
-	}
-	return nil
 }
 
 // freePort returns an address on which nobody listens.
@@ -158,49 +135,18 @@ func (s *site) target(name string, connections int) load.Target {
 }
 
 // start starts a sidecar. Its log goes to a file.
-func (s *site) start(ctx context.Context, limit float64) (*process, error) {
+func (s *site) start(ctx context.Context, limit float64) (*process.Process, error) {
 	path, err := s.write(limit)
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(s.dir, "log"), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
-	if err != nil {
-		return nil, err
+	c := process.Sidecar{
+		Binary: s.binary, Config: path, Log: filepath.Join(s.dir, "log"), Network: "unix", Address: s.socket(),
 	}
-	c := exec.CommandContext(ctx, s.binary, "serve", "--config", path)
-	c.Stderr = log
-	p, err := startProcess(c)
-	err = errors.Join(err, log.Close())
-	if err != nil {
-		return nil, err
-	}
-	if err := s.waitReady(ctx, p); err != nil {
-		text, _ := os.ReadFile(log.Name()) // what there is of it
-		return nil, fmt.Errorf("starting keysidecar: %w: %s", errors.Join(err, p.stop()), text)
-	}
-	return p, nil
-}
-
-// waitReady waits until the sidecar listens.
-func (s *site) waitReady(ctx context.Context, p *process) error {
-	network, address := "unix", s.socket()
 	if !s.sockets {
-		network, address = "tcp", s.address
+		c.Network, c.Address = "tcp", s.address
 	}
-	giveUp := time.After(20 * time.Second)
-	for {
-		conn, err := new(net.Dialer).DialContext(ctx, network, address)
-		if err == nil {
-			return conn.Close()
-		}
-		select {
-		case <-p.ended:
-			return errors.New("it has ended")
-		case <-giveUp:
-			return err
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	return c.Start(ctx)
 }
 
 // configFile sets no limit of its own that the callers could reach, and otherwise what is

@@ -73,6 +73,19 @@ func (r Result) Against(bar float64) Verdict {
 	}
 }
 
+// AgainstLeast compares r with the least ratio wanted. The bar is met when the interval
+// reaches it: when the ratio is not known to be below.
+func (r Result) AgainstLeast(bar float64) Verdict {
+	switch {
+	case r.Wide():
+		return NotMeasured
+	case r.Hi >= bar:
+		return Met
+	default:
+		return NotMet
+	}
+}
+
 // String returns the ratio as "1.08 [1.05, 1.11]".
 func (r Result) String() string { return fmt.Sprintf("%.2f [%.2f, %.2f]", r.Median, r.Lo, r.Hi) }
 

@@ -112,6 +112,26 @@ func TestAgainst(t *testing.T) {
 	}
 }
 
+func TestAgainstLeast(t *testing.T) {
+	for _, tt := range []struct {
+		lo, median, hi float64
+		want           pairs.Verdict
+	}{
+		{5.1, 5.3, 5.5, pairs.Met},
+		{4.8, 5.1, 5.3, pairs.Met},
+		{4.7, 4.9, 5.0, pairs.Met},
+		{4.7, 4.8, 4.9, pairs.NotMet},
+		{3.9, 4.0, 4.2, pairs.NotMet},
+		{5.1, 6.0, 6.3, pairs.NotMeasured},
+		{2.9, 3.0, 3.4, pairs.NotMeasured},
+	} {
+		r := pairs.Result{Lo: tt.lo, Median: tt.median, Hi: tt.hi}
+		if got := r.AgainstLeast(5); got != tt.want {
+			t.Errorf("%v against at least 5: %q, want %q", r, got, tt.want)
+		}
+	}
+}
+
 func TestMeasure(t *testing.T) {
 	x := uint64(1)
 	work := func(n int) func() {

@@ -1,5 +1,5 @@
-// Command bench measures every claim of the packages rows and flood and prints a table of
-// ratios.
+// Command bench measures every claim of the packages rows, audited and flood and prints a
+// table of ratios.
 //
 //	go run ./cmd/bench [-quick] [-run PATTERN] [-keysidecar FILE] [-tcp]
 //
@@ -10,16 +10,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"regexp"
 	"time"
 
+	"github.com/keysidecar/keysidecar/bench/audited"
 	"github.com/keysidecar/keysidecar/bench/flood"
 	"github.com/keysidecar/keysidecar/bench/pairs"
+	"github.com/keysidecar/keysidecar/bench/process"
 	"github.com/keysidecar/keysidecar/bench/rows"
 )
 
@@ -58,6 +62,15 @@ func floodConfig(quick bool) flood.Config {
 	return flood.Config{Pairs: 31, More: 62, Calls: 1000, Capacity: 3 * time.Second}
 }
 
+// auditedConfig measures for two and a half minutes, and a sixth of a minute if quick. Where
+// that says nothing it goes on, for twice as long unless quick.
+func auditedConfig(quick bool) audited.Config {
+	if quick {
+		return audited.Config{Pairs: pairs.MinPairs, Half: 100 * time.Millisecond}
+	}
+	return audited.Config{Pairs: 60, More: 60, Half: 300 * time.Millisecond}
+}
+
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
@@ -89,8 +102,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			chosen = append(chosen, row)
 		}
 	}
+	var logs []audited.Claim
+	for _, claim := range audited.Claims() {
+		if match.MatchString(claim.Name) {
+			logs = append(logs, claim)
+		}
+	}
 	flooded := match.MatchString(flood.Claim)
-	if len(chosen) == 0 && !flooded {
+	if len(chosen) == 0 && len(logs) == 0 && !flooded {
 		fmt.Fprintf(stderr, "bench: no claim matches %q\n", *pattern)
 		return 2
 	}
@@ -102,13 +121,46 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "bench:", err)
 		return 2
 	}
-	if flooded {
-		cfg := floodConfig(*quick)
-		cfg.Binary, cfg.TCP = *binary, *tcp
-		if err := t.measureFlood(ctx, cfg); err != nil {
+	if len(logs) > 0 || flooded {
+		p := program{path: *binary, logs: logs, flooded: flooded, tcp: *tcp, quick: *quick}
+		if err := p.measure(ctx, t); err != nil {
 			fmt.Fprintln(stderr, "bench:", err)
 			return 2
 		}
 	}
 	return t.end()
+}
+
+// program is what is measured of the program keysidecar.
+type program struct {
+	path                string // empty: it is built
+	logs                []audited.Claim
+	flooded, tcp, quick bool
+}
+
+func (p *program) measure(ctx context.Context, t *table) (err error) {
+	if p.path == "" {
+		dir, mkErr := os.MkdirTemp("", "ksbench")
+		if mkErr != nil {
+			return mkErr
+		}
+		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+		p.path = filepath.Join(dir, "keysidecar")
+		if err := process.Build(ctx, p.path); err != nil {
+			return err
+		}
+	}
+	if len(p.logs) > 0 {
+		cfg := auditedConfig(p.quick)
+		cfg.Binary, cfg.Claims = p.path, p.logs
+		if err := t.measureAudited(ctx, cfg); err != nil {
+			return err
+		}
+	}
+	if !p.flooded {
+		return nil
+	}
+	cfg := floodConfig(p.quick)
+	cfg.Binary, cfg.TCP = p.path, p.tcp
+	return t.measureFlood(ctx, cfg)
 }

@@ -29,9 +29,9 @@ func TestTable(t *testing.T) {
 		code int
 		want string
 	}{
-		{rows.Row{Claim: "same", Subject: work(10_000), Base: base, Bar: 2}, 0, "1 met, 0 not met, 0 not measured"},
-		{rows.Row{Claim: "slow", Subject: work(40_000), Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
-		{rows.Row{Claim: "leak", Subject: leak, Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not measured"},
+		{rows.Row{Claim: "same", Subject: work(10_000), Base: base, Bar: 2}, 0, "1 met, 0 not met, 0 not met as is known, 0 not measured"},
+		{rows.Row{Claim: "slow", Subject: work(40_000), Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not met as is known, 0 not measured"},
+		{rows.Row{Claim: "leak", Subject: leak, Base: base, Bar: 2}, 1, "0 met, 1 not met, 0 not met as is known, 0 not measured"},
 	} {
 		var out bytes.Buffer
 		cfg := pairs.Config{Pairs: 61, Sample: time.Millisecond}
@@ -42,6 +42,20 @@ func TestTable(t *testing.T) {
 		}
 	}
 	_ = sink
+}
+
+// A bar that is the least is told apart from one that is the greatest.
+func TestBars(t *testing.T) {
+	for _, tt := range []struct {
+		bar  string
+		want string
+	}{{atMost(1.15), "| 1.15    |"}, {atLeast(5), "| >= 5    |"}, {atLeast(5 / 1.1), "| >= 4.55 |"}} {
+		var out bytes.Buffer
+		newTable(&out).row("claim", pairs.Result{}, 11, tt.bar, pairs.Met, "")
+		if !strings.Contains(out.String(), tt.want) {
+			t.Errorf("no %q in\n%s", tt.want, &out)
+		}
+	}
 }
 
 func TestRunRefuses(t *testing.T) {
