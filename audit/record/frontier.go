@@ -25,6 +25,19 @@ func NewFrontier(size int64, nodes []tlog.Hash) (Frontier, error) {
 	return Frontier{size: size, nodes: slices.Clone(nodes)}, nil
 }
 
+// ParseFrontier returns the frontier of a tree of size leaves from an event's.
+func ParseFrontier(size int64, nodes []string) (Frontier, error) {
+	hashes := make([]tlog.Hash, 0, len(nodes))
+	for _, text := range nodes {
+		hash, err := tlog.ParseHash(text)
+		if err != nil {
+			return Frontier{}, fmt.Errorf("reading a frontier: %w", err)
+		}
+		hashes = append(hashes, hash)
+	}
+	return NewFrontier(size, hashes)
+}
+
 // Size returns the number of leaves.
 func (f *Frontier) Size() int64 { return f.size }
 

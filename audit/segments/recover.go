@@ -2,7 +2,6 @@ package segments
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -165,15 +164,7 @@ func frontierOf(r *record.Record) (none record.Frontier) {
 	if err != nil || e.Kind != record.Segment || r.Class != record.Keys {
 		return none
 	}
-	var nodes []tlog.Hash
-	for _, text := range e.Frontier {
-		raw, err := base64.StdEncoding.DecodeString(text)
-		if err != nil || len(raw) != tlog.HashSize {
-			return none
-		}
-		nodes = append(nodes, tlog.Hash(raw))
-	}
-	f, err := record.NewFrontier(r.Seq, nodes)
+	f, err := record.ParseFrontier(r.Seq, e.Frontier)
 	if err != nil {
 		return none
 	}

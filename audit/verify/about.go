@@ -3,8 +3,6 @@ package verify
 import (
 	"slices"
 
-	"golang.org/x/mod/sumdb/tlog"
-
 	"github.com/keysidecar/keysidecar/audit/record"
 )
 
@@ -173,7 +171,7 @@ func (c *chain) segment(e *entry) {
 	if !ok {
 		return
 	}
-	tree, err := frontier(own.Size, e.event.Frontier)
+	tree, err := record.ParseFrontier(own.Size, e.event.Frontier)
 	if err != nil || tree.Root() != own.Root {
 		c.problem(BadFrontier, e.seq, e.seq, e, "the frontier in record %d is not that of its checkpoint", e.seq)
 		c.compareRoot(own, e)
@@ -189,19 +187,6 @@ func (c *chain) segment(e *entry) {
 		c.report.Signed = e.seq
 	}
 	c.compareOutside(e.seq)
-}
-
-// frontier reads the frontier of a tree.
-func frontier(size int64, nodes []string) (record.Frontier, error) {
-	hashes := make([]tlog.Hash, 0, len(nodes))
-	for _, text := range nodes {
-		hash, err := tlog.ParseHash(text)
-		if err != nil {
-			return record.Frontier{}, err
-		}
-		hashes = append(hashes, hash)
-	}
-	return record.NewFrontier(size, hashes)
 }
 
 // unchecked notes that roots could not be compared up to a record.

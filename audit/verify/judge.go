@@ -179,9 +179,8 @@ func (c *chain) unsigned() {
 	case c.vouched() && c.covered() == 0 && !c.young() && !c.attested():
 		c.problem(NeverSigned, r.First, r.Last, nil, "the log's key is known, and has signed nothing of what is here: it may be made up")
 	case c.key != nil && !c.sealed && c.uncovered.long() && !c.attested():
-		c.problem(UnsignedTail, from, r.Last, nil,
-			"no checkpoint covers %s, and a sidecar makes one within %v: they may be made up, and others removed",
-			span(from, r.Last), unsignedFor)
+		const text = "no checkpoint covers %s, and one is due within %v: they may be made up, and others removed"
+		c.problem(UnsignedTail, from, r.Last, nil, text, span(from, r.Last), unsignedFor)
 	default:
 		c.note(Unsigned, from, r.Last, "no checkpoint covers %s: anybody can have changed or made up what is there", span(from, r.Last))
 	}

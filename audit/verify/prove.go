@@ -121,7 +121,7 @@ func (p *prover) event(e *record.Event) {
 		if c.Size > p.ownSize {
 			p.own, p.ownSize = e.Note, c.Size
 		}
-		if tree, err := frontier(c.Size, e.Frontier); err == nil {
+		if tree, err := record.ParseFrontier(c.Size, e.Frontier); err == nil {
 			p.frontier(c.Size, tree.Nodes())
 		}
 	}
