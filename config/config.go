@@ -172,6 +172,14 @@ type KeyVault struct {
 	// PollInterval is how often a KEK is asked for a newer version: how long
 	// new DEKs may still be wrapped with an old one.
 	PollInterval time.Duration `yaml:"poll_interval" min:"1s" max:"8m"`
+	// Lease is for how long DEKs are used after their KEK version has said yes:
+	// it is asked again in time, by unwrapping one of them. A version that is
+	// disabled is obeyed within this time while Key Vault answers.
+	Lease time.Duration `yaml:"lease" min:"10s" max:"1h"`
+	// OutageGrace is for how long after its lease a tenant's DEKs are used while
+	// Key Vault does not answer, for tenants whose rule says nothing. Whoever
+	// cuts the way to Key Vault keeps DEKs in use for that long.
+	OutageGrace time.Duration `yaml:"outage_grace" min:"0s" max:"24h"`
 	// LoadTimeout bounds one mint or unwrap of a DEK in all, retries
 	// included. A caller waits no longer than its own deadline.
 	LoadTimeout time.Duration `yaml:"load_timeout" min:"100ms" max:"1m"`
@@ -366,8 +374,9 @@ func Default() *Config {
 		Listen: Listen{Socket: "/run/keysidecar/keysidecar.sock", Mode: 0o600, AdminMode: 0o600,
 			TCP: TCP{Allow: []string{"127.0.0.0/8", "::1/128"}, MaxAge: time.Hour}},
 		TenantsFile: "tenants.yaml", PolicyFile: "policy.yaml", ReloadInterval: 5 * time.Second,
-		KeyVault: KeyVault{Cloud: "public", PollInterval: 5 * time.Minute, LoadTimeout: 5 * time.Second},
-		DEK:      DEK{SoftAge: 30 * day, HardAgeFactor: 1.25, MaxMessages: 1 << 32, MaxBytes: PiB},
+		KeyVault: KeyVault{Cloud: "public", PollInterval: 5 * time.Minute, Lease: 5 * time.Minute,
+			OutageGrace: time.Hour, LoadTimeout: 5 * time.Second},
+		DEK: DEK{SoftAge: 30 * day, HardAgeFactor: 1.25, MaxMessages: 1 << 32, MaxBytes: PiB},
 		Cache: Cache{Entries: 10_000, TenantShare: 0.25, Negative: Negative{
 			Unknown: 5 * time.Second, Unreachable: 2 * time.Second, Refused: 15 * time.Second, Entries: 10_000}},
 		Limits: Limits{UnaryBytes: MiB, CallsPerConnection: 256, Connections: 1024, ConnectionsPerCaller: 128,

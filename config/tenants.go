@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/keysidecar/keysidecar/config/internal/strict"
 	"github.com/keysidecar/keysidecar/kek"
@@ -95,6 +96,11 @@ type tenantEntry struct {
 	// that are alike, "full" writes a record of each. Empty: what audit.data of
 	// config.yaml says.
 	Audit string `yaml:"audit" enum:"aggregate full" example:"full"`
+	// OutageGrace is for how long after its lease these tenants' DEKs are used
+	// while Key Vault does not answer. 0s is for who holds the KEK: nobody can
+	// keep DEKs in use by cutting the way to it. Left out: what
+	// key_vault.outage_grace says.
+	OutageGrace *time.Duration `yaml:"outage_grace" min:"0s" max:"24h" example:"0s"`
 }
 
 // loadTenants returns nil if there are problems.
@@ -132,6 +138,7 @@ func (tf *tenantsFile) config(c *Config) tenant.Config {
 	out := tenant.Config{
 		Hosts:         c.KeyVault.AllowedHosts(),
 		TemplateCache: c.Cache.Entries,
+		OutageGrace:   c.KeyVault.OutageGrace,
 		KEKs:          make([]tenant.KEK, len(tf.KEKs)),
 		Tenants:       make([]tenant.Rule, len(tf.Tenants)),
 	}
@@ -150,7 +157,8 @@ func (tf *tenantsFile) config(c *Config) tenant.Config {
 		}
 		out.Tenants[i] = tenant.Rule{ID: t.ID, Prefix: t.Prefix, KEK: t.KEK, AlsoOpens: t.AlsoOpens,
 			Regions: t.Regions, Suspended: t.State == "suspended",
-			Limits: tenant.Limits{Rate: t.Rate, Burst: t.Burst, Calls: t.Calls}, Audit: audit}
+			Limits: tenant.Limits{Rate: t.Rate, Burst: t.Burst, Calls: t.Calls}, Audit: audit,
+			OutageGrace: t.OutageGrace}
 	}
 	return out
 }

@@ -60,6 +60,12 @@ type Config struct {
 	// MaxVersionAge is how old the knowledge of a KEK's newest version may be
 	// for a mint. Zero means 10 minutes.
 	MaxVersionAge time.Duration
+	// Lease is for how long a DEK may be used after its KEK version has said yes;
+	// it is asked again in time. Zero means 5 minutes.
+	Lease time.Duration
+	// Slept returns for how long the machine has been suspended since it started.
+	// Nil asks the system.
+	Slept func() time.Duration
 	// LoadTimeout bounds one mint or unwrap in all. Zero means 5 seconds.
 	LoadTimeout time.Duration
 	// PatientWaiters is how many operations of one tenant wait for its vault
@@ -108,10 +114,14 @@ const (
 	Fenced
 	// Rejected: what was unwrapped is not the DEK that its block names.
 	Rejected
+	// Renewed: a DEK has been unwrapped again, to see whether its KEK still says
+	// yes. An error does not stop it.
+	Renewed
 )
 
 var eventNames = [...]string{
 	Wrapped: "wrapped", Proved: "proved", Activated: "activated", Unwrapped: "unwrapped", Fenced: "fenced", Rejected: "rejected",
+	Renewed: "renewed",
 }
 
 // String returns the event in a word.
@@ -160,6 +170,10 @@ func (c *Config) setDefaults() error {
 	orDefault(&c.MaxBytes, 1<<50)
 	orDefault(&c.PollInterval, 5*time.Minute)
 	orDefault(&c.MaxVersionAge, 10*time.Minute)
+	orDefault(&c.Lease, 5*time.Minute)
+	if c.Slept == nil {
+		c.Slept = timeAsleep
+	}
 	orDefault(&c.LoadTimeout, 5*time.Second)
 	orDefault(&c.PatientWaiters, 32)
 	orDefault(&c.ImpatientWait, 500*time.Millisecond)

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -38,7 +39,9 @@ type rig struct {
 
 func newRig(t *testing.T, change func(*dek.Config)) *rig {
 	t.Helper()
-	r := &rig{vault: kektest.NewMemory(), entry: &tenant.Entry{ID: id(t, "acme"), KEKs: []kek.Key{testKEK}}}
+	r := &rig{vault: kektest.NewMemory(), entry: &tenant.Entry{
+		ID: id(t, "acme"), KEKs: []kek.Key{testKEK}, OutageGrace: time.Hour,
+	}}
 	r.first = r.vault.Create(testKEK)
 	var err error
 	if r.slab, err = secret.New(secret.Config{Slots: 64}); err != nil {
@@ -107,7 +110,7 @@ func rawBlock(prefix []byte) []byte { return prefix[len("KSB")+2+2:] }
 
 // open refs the DEK of a bundle prefix.
 func (r *rig) open(ctx context.Context, prefix []byte, id envelope.ID) error {
-	ref, err := r.ForOpen(ctx, r.entry.ID, id, []dek.Candidate{{Block: rawBlock(prefix), KEK: testKEK}}, nil)
+	ref, err := r.ForOpen(ctx, r.entry, id, []dek.Candidate{{Block: rawBlock(prefix), KEK: testKEK}}, nil)
 	if err == nil {
 		ref.Release()
 	}
@@ -262,7 +265,7 @@ func TestAdmitIsAskedOnlyForMisses(t *testing.T) {
 
 func TestNoBlock(t *testing.T) {
 	r := newRig(t, nil)
-	_, err := r.ForOpen(t.Context(), r.entry.ID, envelope.ID{1}, nil, nil)
+	_, err := r.ForOpen(t.Context(), r.entry, envelope.ID{1}, nil, nil)
 	if !errors.Is(err, dek.ErrNoBlock) {
 		t.Errorf("ForOpen: %v, want %v", err, dek.ErrNoBlock)
 	}

@@ -8,12 +8,17 @@ import (
 	"sync/atomic"
 
 	"github.com/keysidecar/keysidecar/kek"
+	keklease "github.com/keysidecar/keysidecar/kek/lease"
 )
 
 // lease is the standing of one KEK version: every cached DEK points to the
 // lease it was unwrapped under, so that fencing all of them is one store.
 type lease struct {
 	fenced atomic.Bool
+	state  *keklease.Lease
+	probe  atomic.Pointer[probe] // nil until a DEK was unwrapped under it
+	mu     sync.Mutex
+	trying chan struct{} // not nil while the vault is being asked; guarded by mu
 	key    leaseKey
 	users  int  // calls to the vault, cached DEKs and active DEKs; guarded by leases.mu
 	proven bool // a DEK was unwrapped under it; guarded by leases.mu
@@ -28,6 +33,7 @@ type leaseKey struct {
 // is being unwrapped. Blocks can name any version: what nobody uses any more
 // is forgotten.
 type leases struct {
+	cfg   keklease.Config
 	mu    sync.Mutex
 	byKEK map[kek.Key]map[kek.Version]*lease
 }
@@ -45,15 +51,17 @@ func (l *leases) use(k kek.Key, v kek.Version) *lease {
 		l.byKEK[k] = make(map[kek.Version]*lease)
 	}
 	if l.byKEK[k][v] == nil {
-		l.byKEK[k][v] = &lease{key: leaseKey{k, v}}
+		l.byKEK[k][v] = &lease{key: leaseKey{k, v}, state: keklease.New(&l.cfg)}
 	}
 	l.byKEK[k][v].users++
 	return l.byKEK[k][v]
 }
 
-// prove notes that a DEK was unwrapped under a lease that the caller uses, and
-// counts more users of it.
-func (l *leases) prove(lease *lease, more int) {
+// prove notes that a DEK was unwrapped under a lease that the caller uses, in a
+// request that was sent at start, and counts more users of it.
+func (l *leases) prove(lease *lease, more int, start keklease.Instant, p *probe) {
+	lease.probe.Store(p)
+	lease.state.Yes(start)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	lease.users += more
@@ -78,6 +86,38 @@ func (l *leases) forget(lease *lease) {
 	delete(versions, lease.key.version)
 	if len(versions) == 0 {
 		delete(l.byKEK, lease.key.kek)
+	}
+}
+
+// all returns the leases.
+func (l *leases) all() []*lease {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []*lease
+	for _, versions := range l.byKEK {
+		for _, lease := range versions {
+			out = append(out, lease)
+		}
+	}
+	return out
+}
+
+// fenceOne fences a lease, and reports whether a DEK had been unwrapped under it.
+func (l *leases) fenceOne(lease *lease) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.fence(lease)
+}
+
+// doubt tells the leases of k that pick chooses that a request was refused in a
+// way that may be a mistake.
+func (l *leases) doubt(k kek.Key, pick func(kek.Version) bool, now keklease.Instant, cause error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for v, lease := range l.byKEK[k] {
+		if pick(v) {
+			lease.state.Doubt(now, cause)
+		}
 	}
 }
 
@@ -107,8 +147,14 @@ func (l *leases) fence(lease *lease) bool {
 }
 
 // versionRefused drops what was unwrapped under a version that the KEK's owner
-// now refuses.
+// now refuses. If only the credential is refused, that may be a mistake, or a role
+// that is not there yet: then the version is asked some more times first.
 func (s *Source) versionRefused(ctx context.Context, k kek.Key, v kek.Version, err error) {
+	if kek.ReasonOf(err) == kek.Forbidden {
+		s.leases.doubt(k, func(of kek.Version) bool { return of == v }, s.clock.now(), err)
+		s.wakeLeases()
+		return
+	}
 	if kek.ReasonOf(err).Refusal() && s.leases.fenceVersion(k, v) {
 		s.dropFenced(ctx, Info{KEKRef: k.Ref, KEKVersion: v, Region: k.Region}, k.Vault, err)
 	}
@@ -119,6 +165,11 @@ func (s *Source) versionRefused(ctx context.Context, k kek.Key, v kek.Version, e
 // KEK that has only expired refuses to wrap: what it wrapped stays.
 func (s *Source) kekRefused(ctx context.Context, k kek.Key, err error) {
 	if e, ok := errors.AsType[*kek.Error](err); ok && e.Expired {
+		return
+	}
+	if kek.ReasonOf(err) == kek.Forbidden {
+		s.leases.doubt(k, func(kek.Version) bool { return true }, s.clock.now(), err)
+		s.wakeLeases()
 		return
 	}
 	if kek.ReasonOf(err).Refusal() && s.leases.fenceKEK(k) {

@@ -86,7 +86,7 @@ func (s *Source) mintUnder(ctx context.Context, t tenant.ID, k kek.Key, v kek.Ve
 	}
 	info := Info{ID: envelope.DEKID(dek, envelope.PurposeSeal, t), KEKRef: k.Ref, KEKVersion: v, Region: k.Region}
 	event := func(kind EventKind) error { return s.record(ctx, Event{Kind: kind, Tenant: t, Info: info}) }
-	lease := s.leases.use(k, v)
+	lease, start := s.leases.use(k, v), s.clock.now()
 	wrapped, err := s.wrapAndProve(ctx, k, v, dek, event)
 	if err == nil {
 		err = event(Activated)
@@ -100,9 +100,11 @@ func (s *Source) mintUnder(ctx context.Context, t tenant.ID, k kek.Key, v kek.Ve
 		dek.Wipe()
 		return nil, err
 	}
-	s.leases.prove(lease, 1) // one for the active DEK, one for the key
+	key := cacheKey{envelope.PurposeSeal, t, info.ID}
+	// One user more: for the active DEK, and for the key.
+	s.leases.prove(lease, 1, start, &probe{key, Candidate{Block: a.block, KEK: k}})
 	a.lease = lease
-	s.keys.Put(cacheKey{envelope.PurposeSeal, t, info.ID}, &held{dek, info, lease}).Release()
+	s.keys.Put(key, &held{dek, info, lease}).Release()
 	s.actives.Put(t, a).Release()
 	return a, nil
 }

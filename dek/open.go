@@ -31,18 +31,23 @@ type Candidate struct {
 // candidate whose vault answers. A refusal is an answer: the next candidate is
 // not tried. If no vault answers, the error is that of the first candidate.
 // For admit and ErrBusy see ForSeal.
-func (s *Source) ForOpen(ctx context.Context, t tenant.ID, id envelope.ID, candidates []Candidate, admit func() error) (Ref, error) {
-	key := cacheKey{envelope.PurposeSeal, t, id}
+func (s *Source) ForOpen(
+	ctx context.Context, t *tenant.Entry, id envelope.ID, candidates []Candidate, admit func() error,
+) (Ref, error) {
+	key := cacheKey{envelope.PurposeSeal, t.ID, id}
 	if ref, ok := s.keys.Get(key); ok {
-		return Ref{ref: ref}, nil
+		return s.permitted(ctx, Ref{ref: ref}, t)
 	}
 	if len(candidates) == 0 {
 		return Ref{}, ErrNoBlock
 	}
-	ref, err := await(ctx, s, t, candidates[0].KEK, func(ctx context.Context) (cache.Ref[*held], error) {
+	ref, err := await(ctx, s, t.ID, candidates[0].KEK, func(ctx context.Context) (cache.Ref[*held], error) {
 		return s.loadFirst(ctx, key, candidates, admit)
 	})
-	return Ref{ref: ref}, err
+	if err != nil {
+		return Ref{}, err
+	}
+	return s.permitted(ctx, Ref{ref: ref}, t)
 }
 
 // loadFirst loads by the first of the candidates, at least one, whose vault
@@ -79,37 +84,66 @@ func (s *Source) load(ctx context.Context, key cacheKey, c Candidate, admit func
 // unwrap asks the vault for a DEK, and proves that it is the DEK that key
 // names.
 func (s *Source) unwrap(ctx context.Context, key cacheKey, c Candidate) (*held, error) {
-	wrapped := c.Block // what the KEK unwraps
-	if len(c.Branch) > 0 {
-		wrapped = c.Branch
-	}
-	block, err := envelope.ParseBlock(wrapped)
+	version, err := versionOf(&c)
 	if err != nil {
 		return nil, err
 	}
-	version := kek.Version(block.Parent)
-	lease := s.leases.use(c.KEK, version)
-	dek, err := s.ask(ctx, c.KEK, version, block.Wrapped)
-	if err == nil && len(c.Branch) > 0 {
-		dek, err = s.throughBranch(dek, c.Block)
-	}
-	info := Info{ID: key.id, KEKRef: c.KEK.Ref, KEKVersion: version, Region: c.KEK.Region}
-	if err == nil {
+	lease, start := s.leases.use(c.KEK, version), s.clock.now()
+	dek, info, err := s.unwrapOnce(ctx, key, c)
+	if err != nil {
+		s.versionRefused(ctx, c.KEK, version, err)
+	} else {
 		err = s.accept(ctx, dek, key, info)
 	}
 	if err != nil {
 		s.leases.leave(lease)
 		return nil, err
 	}
-	s.leases.prove(lease, 0)
+	s.leases.prove(lease, 0, start, &probe{key, c})
 	return &held{key: dek, info: info, lease: lease}, nil
+}
+
+// versionOf returns the KEK version that a candidate names.
+func versionOf(c *Candidate) (kek.Version, error) {
+	block, err := envelope.ParseBlock(wrappedOf(c))
+	if err != nil {
+		return kek.Version{}, err
+	}
+	return kek.Version(block.Parent), nil
+}
+
+// wrappedOf returns the block that the KEK unwraps.
+func wrappedOf(c *Candidate) []byte {
+	if len(c.Branch) > 0 {
+		return c.Branch
+	}
+	return c.Block
+}
+
+// unwrapOnce asks the vault to unwrap a DEK, and draws no conclusions.
+func (s *Source) unwrapOnce(ctx context.Context, key cacheKey, c Candidate) (*secret.Key, Info, error) {
+	block, err := envelope.ParseBlock(wrappedOf(&c))
+	if err != nil {
+		return nil, Info{}, err
+	}
+	version := kek.Version(block.Parent)
+	dek, err := s.ask(ctx, c.KEK, version, block.Wrapped)
+	if err == nil && len(c.Branch) > 0 {
+		dek, err = s.throughBranch(dek, c.Block)
+	}
+	return dek, Info{ID: key.id, KEKRef: c.KEK.Ref, KEKVersion: version, Region: c.KEK.Region}, err
+}
+
+// matches reports whether dek is the DEK that key names.
+func matches(dek *secret.Key, key cacheKey) bool {
+	return envelope.DEKID(dek, key.purpose, key.tenant) == key.id
 }
 
 // accept checks whether dek is the DEK that key names, and records that. If not, it
 // wipes dek.
 func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info Info) (err error) {
 	kind := Unwrapped
-	if envelope.DEKID(dek, key.purpose, key.tenant) != key.id {
+	if !matches(dek, key) {
 		kind, err = Rejected, ErrMismatch
 	}
 	if failed := s.record(ctx, Event{Kind: kind, Tenant: key.tenant, Info: info}); failed != nil && err == nil {
@@ -121,8 +155,7 @@ func (s *Source) accept(ctx context.Context, dek *secret.Key, key cacheKey, info
 	return err
 }
 
-// ask has the vault unwrap a key into the slab. A refusal drops what was
-// unwrapped under that version before. No vault has a version zero.
+// ask has the vault unwrap a key into the slab. No vault has a version zero.
 func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []byte) (*secret.Key, error) {
 	if v.IsZero() {
 		return nil, &kek.Error{
@@ -136,7 +169,6 @@ func (s *Source) ask(ctx context.Context, k kek.Key, v kek.Version, wrapped []by
 	secret.Do(func() { err = s.cfg.KEKs.Unwrap(ctx, k, v, wrapped, key.Expose()) })
 	if err != nil {
 		key.Wipe()
-		s.versionRefused(ctx, k, v, err)
 		return nil, err
 	}
 	return key, nil

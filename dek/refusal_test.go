@@ -26,11 +26,11 @@ func refuse(op string, v kek.Version, reason kek.Reason) func(context.Context, k
 func TestRefusedProofDropsWhatIsCached(t *testing.T) {
 	r := newRig(t, nil)
 	r.seal(t)
-	r.vault.SetHook(refuse("unwrap", kek.Version{}, kek.Forbidden))
+	r.vault.SetHook(refuse("unwrap", kek.Version{}, kek.Disabled))
 	other := *r.entry
 	other.ID = id(t, "globex")
-	if _, err := r.ForSeal(t.Context(), &other, 1, nil); kek.ReasonOf(err) != kek.Forbidden {
-		t.Fatalf("mint for globex: %v, want forbidden", err)
+	if _, err := r.ForSeal(t.Context(), &other, 1, nil); kek.ReasonOf(err) != kek.Disabled {
+		t.Fatalf("mint for globex: %v, want disabled", err)
 	}
 	if s := r.Stats(); s.Cached != 0 || s.Active != 0 {
 		t.Errorf("%d DEKs cached, %d active after the KEK was refused", s.Cached, s.Active)
@@ -131,7 +131,7 @@ func TestFirstSilenceIsReported(t *testing.T) {
 	})
 	other := append([]byte(nil), rawBlock(prefix)...)
 	other[len(other)-50] ^= 1
-	_, err := cold.ForOpen(t.Context(), r.entry.ID, info.ID,
+	_, err := cold.ForOpen(t.Context(), r.entry, info.ID,
 		[]dek.Candidate{{Block: rawBlock(prefix), KEK: testKEK}, {Block: other, KEK: second}}, nil)
 	if kek.ReasonOf(err) != kek.Throttled {
 		t.Errorf("ForOpen: %v, want that of the first block: throttled", err)
@@ -181,7 +181,7 @@ func TestExpiredKEKKeepsItsDEKs(t *testing.T) {
 		before := r.vault.Counts().Unwrap
 		other := *r.entry
 		start := time.Now()
-		for i := range 40 {
+		for i := range 40 { // 13 minutes
 			sleepUntil(start, time.Duration(i+4)*20*time.Second)
 			other.ID = id(t, "globex")
 			if _, err := r.ForSeal(t.Context(), &other, 1, nil); i > 15 && kek.ReasonOf(err) != kek.Disabled {
@@ -191,7 +191,7 @@ func TestExpiredKEKKeepsItsDEKs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if n := r.vault.Counts().Unwrap - before; n > 1 { // a mint may be proved before the look-up is old
+		if n := r.vault.Counts().Unwrap - before; n > 1+6 { // a mint may be proved before the look-up is old; renewals
 			t.Errorf("%d unwraps while the KEK was expired", n)
 		}
 	})

@@ -2,6 +2,7 @@ package dek
 
 import (
 	"context"
+	"fmt"
 	"hash/maphash"
 	"log/slog"
 	"sync"
@@ -12,6 +13,7 @@ import (
 	"github.com/keysidecar/keysidecar/envelope"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek"
+	keklease "github.com/keysidecar/keysidecar/kek/lease"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -42,6 +44,9 @@ type Source struct {
 	mints   *cache.Cache[tenant.ID, kek.Key, *active] // keeps flights and failures only
 	leases  leases
 	views   views
+	clock   *clock
+	life    context.Context // ends with Close
+	wake    chan struct{}   // holds one when keepLeases has to look
 	waiters waiters
 	minted  atomic.Uint64
 	failed  atomic.Uint64
@@ -50,19 +55,21 @@ type Source struct {
 	background sync.WaitGroup
 }
 
-// New returns a Source, and starts one goroutine that asks for new KEK
-// versions until Close. It asks no vault before the first use.
+// New returns a Source, and starts goroutines that ask for new KEK versions, and
+// about leases, until Close. It asks no vault before the first use.
 func New(cfg Config) (*Source, error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Source{cfg: cfg, seed: maphash.MakeSeed()}
+	s := &Source{cfg: cfg, seed: maphash.MakeSeed(), clock: newClock(cfg.Slept), wake: make(chan struct{}, 1)}
+	s.leases.cfg.Lease = cfg.Lease
 	if err := s.makeCaches(); err != nil {
 		return nil, err
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	s.stop = stop
+	s.stop, s.life = stop, ctx
 	s.background.Go(func() { s.poll(ctx) })
+	s.background.Go(func() { s.keepLeases(ctx) })
 	return s, nil
 }
 
@@ -123,6 +130,18 @@ func (s *Source) Evict(drop func(tenant.ID) bool) int {
 type Ref struct {
 	ref    cache.Ref[*held]
 	prefix []byte
+	source *Source
+	grace  time.Duration
+}
+
+// Permitted returns nil if what was done with the DEK may still be answered: its
+// KEK has not refused meanwhile. It asks nobody.
+func (r Ref) Permitted() error {
+	verdict, cause := r.ref.Value().lease.state.Check(r.source.clock.now(), r.grace)
+	if verdict == keklease.Refuse {
+		return fmt.Errorf("using a DEK: %w", cause)
+	}
+	return nil
 }
 
 // Key returns the DEK. It may not be used after Release.
@@ -155,8 +174,22 @@ func (s *Source) ForSeal(ctx context.Context, t *tenant.Entry, n int, admit func
 			}
 			continue // used up since: active mints the next
 		}
-		return s.refActive(ctx, a, admit)
+		ref, err := s.refActive(ctx, a, admit)
+		if err != nil {
+			return Ref{}, err
+		}
+		return s.permitted(ctx, ref, t)
 	}
+}
+
+// permitted returns ref if its DEK may be used now. Otherwise it releases it.
+func (s *Source) permitted(ctx context.Context, ref Ref, t *tenant.Entry) (Ref, error) {
+	ref.source, ref.grace = s, t.OutageGrace
+	if err := s.permit(ctx, ref.ref.Value().lease, ref.grace); err != nil {
+		ref.Release()
+		return Ref{}, err
+	}
+	return ref, nil
 }
 
 // active returns an active DEK that may seal now.
@@ -211,12 +244,12 @@ func (s *Source) current(t *tenant.Entry) *active {
 func (s *Source) refActive(ctx context.Context, a *active, admit func() error) (Ref, error) {
 	key := cacheKey{envelope.PurposeSeal, a.tenant, a.info.ID}
 	if ref, ok := s.keys.Get(key); ok {
-		return Ref{ref, a.prefix}, nil
+		return Ref{ref: ref, prefix: a.prefix}, nil
 	}
 	ref, err := await(ctx, s, a.tenant, a.kek, func(ctx context.Context) (cache.Ref[*held], error) {
 		return s.load(ctx, key, Candidate{Block: a.block, KEK: a.kek}, admit)
 	})
-	return Ref{ref, a.prefix}, err
+	return Ref{ref: ref, prefix: a.prefix}, err
 }
 
 // negativeTTL says how long a failed load is remembered. What failed on this

@@ -153,6 +153,7 @@ func (s *Source) poll(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+			s.clock.refresh()
 			s.pollDue(ctx)
 		}
 	}

@@ -44,7 +44,7 @@ func hanging(t *testing.T, r *rig) map[string]func(context.Context) error {
 			return release(ref, err)
 		},
 		"open": func(ctx context.Context) error {
-			ref, err := r.ForOpen(ctx, entry.ID, dekID, []dek.Candidate{{Block: block, KEK: k}}, nil)
+			ref, err := r.ForOpen(ctx, entry, dekID, []dek.Candidate{{Block: block, KEK: k}}, nil)
 			return release(ref, err)
 		},
 	}

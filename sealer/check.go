@@ -9,6 +9,7 @@ import (
 	"github.com/keysidecar/keysidecar/envelope"
 	"github.com/keysidecar/keysidecar/internal/secret"
 	"github.com/keysidecar/keysidecar/kek"
+	"github.com/keysidecar/keysidecar/kek/lease"
 	"github.com/keysidecar/keysidecar/tenant"
 )
 
@@ -111,6 +112,7 @@ var kekReasons = [...]Reason{
 func keyError(ctx context.Context, err error) error {
 	var own *Error
 	var remote *kek.Error
+	var over *lease.GraceOverError
 	switch {
 	case errors.As(err, &own):
 		return own
@@ -127,6 +129,8 @@ func keyError(ctx context.Context, err error) error {
 			"limits.tenant.waiting is how many wait for key_vault.load_timeout", err)}
 	case errors.Is(err, secret.ErrFull):
 		return &Error{Reason: Overloaded, RetryAfter: retryOverloaded, cause: err}
+	case errors.As(err, &over):
+		return &Error{Reason: OutageGraceOver, RetryAfter: retryUnreachable, cause: err}
 	case errors.As(err, &remote):
 		return &Error{Reason: kekReasons[remote.Reason], RetryAfter: retryAfter(remote), cause: err}
 	case errors.Is(err, context.DeadlineExceeded): // the load's, not the caller's

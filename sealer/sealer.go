@@ -200,6 +200,9 @@ func (s *Sealer) seal(ctx context.Context, op *op, r Request) (Result, error) {
 	out := make([]byte, 0, len(prefix)+envelope.SealedSize(len(r.Data)))
 	out = append(out, prefix...)
 	out = envelope.Seal(out, ref.Key(), ref.Info().ID, op.entry.ID, op.context, r.Data)
+	if err := ref.Permitted(); err != nil {
+		return Result{}, keyError(ctx, err)
+	}
 	return Result{Data: out, Key: ref.Info()}, nil
 }
 
@@ -226,7 +229,7 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 	if err != nil {
 		return Result{}, err
 	}
-	ref, err := s.cfg.DEKs.ForOpen(ctx, op.entry.ID, sealed.DEKID, candidates, op.admitMiss)
+	ref, err := s.cfg.DEKs.ForOpen(ctx, op.entry, sealed.DEKID, candidates, op.admitMiss)
 	if err != nil {
 		return Result{}, keyError(ctx, err)
 	}
@@ -237,6 +240,9 @@ func (s *Sealer) unseal(ctx context.Context, op *op, r Request) (Result, error) 
 	plaintext, err := envelope.Open(nil, ref.Key(), op.entry.ID, op.context, sealed.Envelope)
 	if err != nil {
 		return Result{}, fail(AuthenticationFailed, err)
+	}
+	if err := ref.Permitted(); err != nil {
+		return Result{}, keyError(ctx, err)
 	}
 	return Result{Data: plaintext, Key: ref.Info()}, nil
 }

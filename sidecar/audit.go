@@ -239,6 +239,10 @@ func (a *auditor) key(ctx context.Context, e dek.Event) error {
 		return nil
 	}
 	out := used(&record.Event{Kind: record.KeyStep, Step: e.Kind.String(), Tenant: e.Tenant.String()}, e.Info)
+	if e.Kind == dek.Renewed {
+		a.log.Note(record.Keys, out)
+		return nil
+	}
 	if e.Kind == dek.Fenced {
 		out.Tenant, out.Result = "", e.Reason.String()
 		a.log.Note(record.Keys, out)

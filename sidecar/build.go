@@ -76,7 +76,8 @@ func (s *Sidecar) buildDEKs(opts Options) (err error) {
 		CacheEntries: c.Cache.Entries, TenantShare: c.Cache.TenantShare,
 		SoftAge: c.DEK.SoftAge, HardAge: c.DEK.HardAge(),
 		MaxMessages: c.DEK.MaxMessages, MaxBytes: uint64(c.DEK.MaxBytes),
-		PollInterval: c.KeyVault.PollInterval, LoadTimeout: c.KeyVault.LoadTimeout, PatientWaiters: c.Limits.Tenant.Waiting,
+		PollInterval: c.KeyVault.PollInterval, Lease: c.KeyVault.Lease,
+		LoadTimeout: c.KeyVault.LoadTimeout, PatientWaiters: c.Limits.Tenant.Waiting,
 		Negative: dek.Negative(c.Cache.Negative),
 		Record: func(ctx context.Context, e dek.Event) error {
 			if opts.Record != nil {

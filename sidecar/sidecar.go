@@ -116,6 +116,7 @@ func (s *Sidecar) Run(ctx context.Context) error {
 		slog.String("socket", s.cfg.Listen.Socket), slog.String("admin_socket", s.cfg.Listen.AdminSocket),
 		slog.String("tcp", s.cfg.Listen.TCP.Address), slog.String("region", s.cfg.Region),
 		slog.String("key_memory", s.slab.Level().String()), slog.Int("cache_entries", s.cfg.Cache.Entries),
+		slog.Duration("kek_obeyed_within", s.cfg.KeyVault.Lease), slog.Duration("longer_in_an_outage", s.cfg.KeyVault.OutageGrace),
 		slog.Int("policy_rules", len(s.cfg.Policy.Config.Rules)), slog.Int("tenants_suspended", len(s.suspensions.All())))
 	group, ctx := errgroup.WithContext(ctx)
 	for _, d := range s.doors {

@@ -221,7 +221,12 @@ func (c *checker) checkRule(r *Rule, path string) (*rule, bool) {
 	if r.Audit > AuditFull {
 		c.addf(path+".audit", "%s is not a mode", r.Audit)
 	}
-	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended, limits: r.Limits, audit: r.Audit}
+	out := &rule{regions: slices.Clone(r.Regions), suspended: r.Suspended, limits: r.Limits, audit: r.Audit, grace: c.cfg.OutageGrace}
+	if r.OutageGrace != nil {
+		if out.grace = *r.OutageGrace; out.grace < 0 || out.grace > MaxOutageGrace {
+			c.addf(path+".outage_grace", "%s is not from 0 to %s", out.grace, MaxOutageGrace)
+		}
+	}
 	for i, region := range r.Regions {
 		if region == "" {
 			c.addf(fmt.Sprintf("%s.regions[%d]", path, i), "is empty")

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/golang-lru/v2/simplelru"
 
@@ -39,6 +40,9 @@ type Config struct {
 	// are kept for the next Lookup. Zero means DefaultTemplateCache. Entries
 	// of exact rules are made by New and are not counted.
 	TemplateCache int
+	// OutageGrace is that of tenants whose rule says nothing. Zero is none: a
+	// DEK is not used beyond its lease.
+	OutageGrace time.Duration
 }
 
 // KEK is one key-encryption key, or with a template in its URL one for each
@@ -96,7 +100,13 @@ type Rule struct {
 	Limits Limits
 	// Audit is how the tenant's calls are recorded. Zero is AuditDefault.
 	Audit AuditMode
+	// OutageGrace is for how long after a lease its DEKs may be used while the
+	// vault does not answer. Nil is Config.OutageGrace.
+	OutageGrace *time.Duration
 }
+
+// MaxOutageGrace is the longest outage of a vault that a tenant can tolerate.
+const MaxOutageGrace = 24 * time.Hour
 
 // maxKEKs bounds the KEKs of a rule, because Entry.KEK searches them one by one.
 const maxKEKs = 16
@@ -117,6 +127,9 @@ type Entry struct {
 	Limits Limits
 	// Audit is how its calls are recorded, as its rule has it.
 	Audit AuditMode
+	// OutageGrace is for how long after a lease its DEKs may be used while the
+	// vault does not answer.
+	OutageGrace time.Duration
 }
 
 // KEK returns the tenant's KEK of that ref. It does not allocate.
@@ -154,6 +167,7 @@ type rule struct {
 	suspended bool
 	limits    Limits
 	audit     AuditMode
+	grace     time.Duration
 }
 
 // New checks cfg as a whole and returns its Directory. The error is a
@@ -230,7 +244,7 @@ func (d *Directory) rule(id string) *rule {
 // entry fills the templates of the rule's KEKs.
 func (r *rule) entry(id ID) (*Entry, error) {
 	e := &Entry{ID: id, KEKs: make([]kek.Key, len(r.keks)), Regions: r.regions, Suspended: r.suspended,
-		Limits: r.limits, Audit: r.audit}
+		Limits: r.limits, Audit: r.audit, OutageGrace: r.grace}
 	for i := range r.keks {
 		k, err := r.keks[i].fill(id)
 		if err != nil {
