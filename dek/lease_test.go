@@ -3,6 +3,7 @@ package dek_test
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,12 +155,12 @@ func TestHangingVaultAtTheEndOfALease(t *testing.T) {
 
 // A machine that slept gains nothing: what was proved before is asked again.
 func TestSleepingMachine(t *testing.T) {
-	var slept time.Duration
-	inBubble(t, func(c *dek.Config) { c.Slept = func() time.Duration { return slept } }, func(t *testing.T, r *rig) {
+	var slept atomic.Int64
+	inBubble(t, func(c *dek.Config) { c.Slept = func() time.Duration { return time.Duration(slept.Load()) } }, func(t *testing.T, r *rig) {
 		prefix, info := r.seal(t)
 		r.entry.OutageGrace = 0
 		r.vault.SetHook(refuse("unwrap", kek.Version{}, kek.Disabled))
-		slept = 10 * time.Minute
+		slept.Store(int64(10 * time.Minute))
 		sleepUntil(time.Now(), 16*time.Second) // a tick of the poll
 		if err := r.open(t.Context(), prefix, info.ID); kek.ReasonOf(err) != kek.Disabled {
 			t.Errorf("after the machine slept: %v, want disabled", err)
