@@ -16,6 +16,8 @@ const (
 	// leaseWait is how long an operation waits for a lease to be renewed while
 	// its tenant tolerates an outage.
 	leaseWait = 250 * time.Millisecond
+	// inFlight is how long an operation that was permitted may take.
+	inFlight = 30 * time.Second
 	// maxGrace is the longest outage that any tenant tolerates.
 	maxGrace = 24 * time.Hour
 )
@@ -63,7 +65,12 @@ func (s *Source) wait(ctx context.Context, l *lease, grace time.Duration) (done 
 		case <-ctx.Done():
 			return false, ctx.Err()
 		case <-timer.C:
-			if s.clock.now().Since(l.state.Standing().Proved) < s.cfg.Lease+grace {
+			now := s.clock.now()
+			verdict, cause := l.state.Check(now, grace)
+			if verdict == keklease.Refuse {
+				return false, fmt.Errorf("using a DEK: %w", cause)
+			}
+			if verdict != keklease.Ask || now.Since(l.state.Standing().Proved) < s.cfg.Lease+grace {
 				return true, nil
 			}
 		}
@@ -130,13 +137,14 @@ func (s *Source) prove(ctx context.Context, p *probe) error {
 		return err
 	}
 	defer dek.Wipe()
+	kind := Renewed
+	if !matches(dek, p.key) {
+		kind, err = Rejected, ErrMismatch
+	}
 	// A renewal takes effect whether or not it can be recorded: what it allows
 	// is allowed already.
-	_ = s.cfg.Record(ctx, Event{Kind: Renewed, Tenant: p.key.tenant, Info: info})
-	if !matches(dek, p.key) {
-		return ErrMismatch
-	}
-	return nil
+	_ = s.cfg.Record(ctx, Event{Kind: kind, Tenant: p.key.tenant, Info: info})
+	return err
 }
 
 // tellLease logs a change of state, and drops what a fenced lease was for.

@@ -137,7 +137,12 @@ type Ref struct {
 // Permitted returns nil if what was done with the DEK may still be answered: its
 // KEK has not refused meanwhile. It asks nobody.
 func (r Ref) Permitted() error {
-	verdict, cause := r.ref.Value().lease.state.Check(r.source.clock.now(), r.grace)
+	l, now := r.ref.Value().lease, r.source.clock.now()
+	verdict, cause := l.state.Check(now, r.grace)
+	if verdict == keklease.Ask && now.Since(l.state.Standing().Proved) >= r.source.cfg.Lease+r.grace+inFlight {
+		cause = &keklease.GraceOverError{Grace: r.grace, Cause: orUnreachable(cause, l)}
+		verdict = keklease.Refuse
+	}
 	if verdict == keklease.Refuse {
 		return fmt.Errorf("using a DEK: %w", cause)
 	}
